@@ -21,13 +21,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = ("llama", "qwen2", "mistral", "gpt2")
-TEXT = (
-    "the mayor starts the bridge",
-    "a dark tale about a cowboy",
-    "the lamp is awful and the kettle is superb",
-    "in miami the teacher finds the museum",
-)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +72,9 @@ def testbed_model(one_thread):
 
 @pytest.fixture(scope="session")
 def tiny_model(one_thread, tmp_path_factory):
-    """Load a random model of a kind: 2 layers, width 32, 4 heads (2 key/value heads but GPT-2)."""
+    """Load a random model of an architecture in `architectures.py`, each once."""
+    from architectures import write_model
+
     from workbench.models import load_model
 
     models = {}
@@ -87,71 +82,8 @@ def tiny_model(one_thread, tmp_path_factory):
     def load(kind):
         if kind not in models:
             folder = tmp_path_factory.mktemp(kind)
-            _write_model(kind, folder)
+            write_model(kind, folder)
             models[kind] = load_model(folder, device="cpu")
         return models[kind]
 
     return load
-
-
-def _write_model(kind, folder):
-    """Write a random checkpoint in Hugging Face format, far enough from 0 that heads matter."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(KINDS.index(kind))
-        tokenizer = _tiny_tokenizer()
-        model = _hf_model(kind, len(tokenizer))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:  # biases start at 0 and norms at 1: too special to test on
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def _hf_model(kind, vocab_size):
-    import transformers as hf
-
-    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    if kind == "gpt2":
-        size = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
-        config = hf.GPT2Config(vocab_size=vocab_size, initializer_range=0.3, **size, **special)
-        return hf.GPT2LMHeadModel(config)
-    config_class, model_class = {
-        "llama": (hf.LlamaConfig, hf.LlamaForCausalLM),
-        "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM),
-        "mistral": (hf.MistralConfig, hf.MistralForCausalLM),
-    }[kind]
-    config = config_class(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        **special,
-    )
-    return model_class(config)
-
-
-def _tiny_tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<bos>", "<eos>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXT, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-    )
