@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_hooks import plain_copy, zero_output_weights
+from plain import plain_copy, plain_nll, zero_output_weights
 from torch.nn.functional import cross_entropy
 
 import workbench as wb
@@ -38,14 +38,6 @@ def few(examples):
 @pytest.fixture(scope="module")
 def prompts(testbed_model, few):
     return build_prompts(few, testbed_model.tokenizer, testbed_model.cfg.n_ctx)
-
-
-def plain_nll(twin, prompt):
-    """One example, no padding, the loss by PyTorch's own cross entropy."""
-    ids = torch.tensor([[*prompt.ids, *prompt.target_ids]])
-    logits = twin(ids).logits[0]
-    start = len(prompt.ids)
-    return cross_entropy(logits[start - 1 : -1], ids[0, start:]).item()
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from plain import output_projection, output_weights, plain_copy, zero_output_weights
 
 from workbench.batches import Batch
 from workbench.data.testbed import testbed_path
@@ -26,29 +27,6 @@ def model(request, tiny_model, testbed_model):
 def tokens_for(model, rows=3, length=17, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(4, model.cfg.d_vocab, (rows, length), generator=generator)
-
-
-def plain_copy(model):
-    """The same checkpoint read again by Hugging Face alone, without any bridge around it."""
-    from transformers import AutoModelForCausalLM
-
-    folder = model.original_model.config._name_or_path
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def output_projection(twin, layer):
-    if hasattr(twin, "transformer"):
-        return twin.transformer.h[layer].attn.c_proj
-    return twin.model.layers[layer].self_attn.o_proj
-
-
-def zero_output_weights(twin, head, heads):
-    """Zero the part of W_O that reads one head: z @ W_O then can't see it."""
-    projection = output_projection(twin, head.layer)
-    conv = type(projection).__name__ == "Conv1D"  # GPT-2 stores [in, out]
-    weight = projection.weight.data if conv else projection.weight.data.T
-    size = weight.shape[0] // heads
-    weight[head.head * size : (head.head + 1) * size] = 0
 
 
 @torch.inference_mode()
@@ -115,9 +93,7 @@ def test_soft_gate_scales_a_head_as_scaled_output_weights_do(model):
     gates = HeadSet(()).gates(shape)
     gates[1, 1] = 0.25
     twin = plain_copy(model)
-    projection = output_projection(twin, 1)
-    conv = type(projection).__name__ == "Conv1D"
-    weight = projection.weight.data if conv else projection.weight.data.T
+    weight = output_weights(twin, 1)
     size = weight.shape[0] // shape[1]
     weight[size : 2 * size] *= 0.25
     found = gated_logits(model, tokens, gates)
@@ -169,10 +145,8 @@ def test_heads_times_output_weights_sum_to_the_attention_output(model):
     ]
     with model.hooks(fwd_hooks=hooks):
         model(tokens_for(model))
-    projection = output_projection(plain_copy(model), 1)
-    conv = type(projection).__name__ == "Conv1D"
-    weight = projection.weight if conv else projection.weight.T
-    heads = kept["z"].shape[2]
+    twin, heads = plain_copy(model), kept["z"].shape[2]
+    projection, weight = output_projection(twin, 1), output_weights(twin, 1)
     parts = torch.einsum("bphd,hdm->bphm", kept["z"], weight.view(heads, -1, weight.shape[-1]))
     bias = 0 if projection.bias is None else projection.bias
     # Relative too: attention outputs of the testbed reach 50.

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_hooks import plain_copy, zero_output_weights
+from plain import plain_copy, zero_output_weights
 
 import workbench as wb
 from workbench.data.prompts import build_prompts
