@@ -198,7 +198,46 @@ def test_training_repeats_to_the_digest_from_its_seed(tmp_path):
     assert heads_per_layer(load_model(tmp_path / "a")) == (8, 8, 8, 8)
 
 
+PLAN = ("plan", "testbed", "--examples", "20", "--tokens", "200", "--target", "8")
+
+
+def test_plan_counts_a_job_before_a_model_is_loaded(tmp_path):
+    done = run(*PLAN, "--rate", "0.1", "--gpus", "3", cwd=tmp_path)
+    assert "4 layers, 32 heads, 642,944 parameters in float32" in " ".join(done.stdout.split())
+    for method in ("loop", "reference", "replay", "attribution", "screened"):
+        assert method in done.stdout
+    assert "0.1 TFLOP/s a GPU, as given" in done.stdout
+    assert "ASSUMED: 60 % of an H100's" in done.stdout
+    assert "s, 3 GPUs" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_reads_a_config_without_weights_and_prints_json(root, tmp_path):
+    config = json.loads((root / "data/testbed/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 8}))
+    job = ("--examples", "20", "--tokens", "200", "--target", "8", "-k", "2", "--json")
+    small = json.loads(run("plan", *job, cwd=tmp_path).stdout)
+    large = json.loads(run("plan", tmp_path, *job, "--gpus", "6", cwd=tmp_path).stdout)
+    assert (small["heads"], large["heads"]) == (32, 64)
+    assert large["heads_replayed_by_screened"] == 5
+    assert any("ASSUMED: 40 % of an H100's 67 TFLOP/s" in line for line in large["assumptions"])
+    for few, many in zip(small["methods"], large["methods"], strict=True):
+        assert few["method"] == many["method"]
+        assert few["operations"]["total"] < many["operations"]["total"]
+        # 6 GPUs: the first two take 4 of the 20 examples
+        assert many["hours"] == pytest.approx(many["hours_one_gpu"] * 4 / 20)
+
+
 BAD = {
+    "plan of nothing": (["plan", "./nowhere", *PLAN[2:]], "./nowhere: no such folder; give a"),
+    "plan of a hub id": (["plan", "nobody/nothing", *PLAN[2:]], "its config can't be read"),
+    "plan, no prompt": ([*PLAN, "--tokens", "8"], "8 tokens can't hold a prompt and 8 target"),
+    "plan, long": ([*PLAN, "--tokens", "999"], "more than the model's context of 256"),
+    "plan, rate": ([*PLAN, "--rate", "0"], "the rate must be > 0 TFLOP/s, got 0"),
+    "plan, bandwidth": ([*PLAN, "--bandwidth", "-1"], "the bandwidth must be > 0 GB/s, got -1"),
+    "plan, large k": ([*PLAN, "-k", "33"], "K must be between 1 and 32"),
+    "plan, dtype": ([*PLAN, "--dtype", "int8"], "unknown dtype 'int8'"),
     "missing model": (["probe", "./nowhere"], "./nowhere: no such folder"),
     "no root": (["probe", "--data", "lamp:LaMP-4"], "needs a root"),
     "missing root": (["probe", "--data", "lamp:LaMP-4", "--root", "nowhere"], "no such folder"),
@@ -236,7 +275,7 @@ def test_bad_input_ends_in_one_message_and_code_2(name, tmp_path):
 
 
 def test_help_reads_in_80_columns(tmp_path):
-    for command in ([], ["probe"], ["score"], ["figures"], ["steer"], ["testbed"]):
+    for command in ([], ["probe"], ["score"], ["figures"], ["steer"], ["plan"], ["testbed"]):
         done = run(*command, "--help", cwd=tmp_path)
         assert max(map(len, done.stdout.splitlines())) <= 80
         assert "Usage" in done.stdout

@@ -1,4 +1,4 @@
-"""`workbench probe`, `score`, `figures` and `steer`.
+"""`workbench probe`, `score`, `figures` and `steer`; `plan` and `testbed` are registered here.
 
 What a command needs is imported when it runs: help answers at once, without torch.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from workbench.cli import options as opt
+from workbench.cli.sizes import plan
 from workbench.cli.testbed import testbed_app
 from workbench.errors import InputError
 
@@ -286,6 +287,9 @@ def steer(
         typer.echo(json.dumps({"gamma": gamma, "answers": rows}, indent=1))
     else:
         show.answers(rows, gamma)
+
+
+app.command()(plan)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
