@@ -1,5 +1,8 @@
 """`HeadScores`: labels, means with intervals, and the run folder it is read from."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,6 +126,19 @@ def damage_by_cutting(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def damage_by_cutting_all(path):
+    path.write_bytes(b"")
+
+
+def damage_by_zeros(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def damage_by_a_hole(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:600] + bytes(400) + data[1000:])
+
+
 def damage_by_flipping(path):
     path.write_bytes(path.read_bytes()[:4] + b"\xff" * 40 + path.read_bytes()[44:])
 
@@ -139,14 +155,27 @@ def damage_by_another_type(path):
     pq.write_table(make_table().set_column(3, "nll", pa.array(["low"] * 5)), path)
 
 
+def damage_by_no_rows(path):
+    pq.write_table(make_table(()), path)
+
+
+def damage_by_another_file(path):
+    path.write_text("<html>you must log in</html>")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         damage_by_cutting,
+        damage_by_cutting_all,
+        damage_by_zeros,
+        damage_by_a_hole,
         damage_by_flipping,
         damage_by_other_columns,
         damage_by_a_missing_column,
         damage_by_another_type,
+        damage_by_no_rows,
+        damage_by_another_file,
     ],
 )
 def test_a_damaged_shard_is_refused_with_its_remedy(tmp_path, scores, damage):
@@ -156,6 +185,64 @@ def test_a_damaged_shard_is_refused_with_its_remedy(tmp_path, scores, damage):
     with pytest.raises(InputError, match=r"not a readable shard .*; delete it and run") as caught:
         HeadScores.load(tmp_path)
     assert str(path) in str(caught.value)
+
+
+def test_a_flipped_byte_is_refused_and_never_read_as_another_score(tmp_path):
+    path = tmp_path / "00000.parquet"
+    write_shard(make_table(), path)
+    whole, refused = path.read_bytes(), 0
+    for position in range(0, len(whole), 5):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        try:
+            assert read_shard(path).equals(make_table())  # as in a statistic that nobody reads
+        except InputError:
+            refused += 1
+    assert refused > len(whole) / 5 / 2
+
+
+def test_a_shard_with_another_number_of_examples_is_refused(tmp_path):
+    path = tmp_path / "00003.parquet"
+    write_shard(make_table((0, 1)), path)
+    assert read_shard(path, 2).num_rows == 2
+    told = r"00003\.parquet: not a readable shard \(it holds 2 examples, not 3\); delete it and run"
+    with pytest.raises(InputError, match=told):
+        read_shard(path, 3)
+
+
+def test_a_shard_that_is_not_there_is_not_called_damaged(tmp_path):
+    with pytest.raises(InputError, match=r"00003\.parquet: can't be read: ") as caught:
+        read_shard(tmp_path / "00003.parquet")
+    assert "delete" not in str(caught.value)
+
+
+def test_a_copied_shard_is_refused_by_name(tmp_path):
+    runs.start(tmp_path, {"format": FORMAT, "settings": {"examples": 4}})
+    for index in (0, 1):
+        write_shard(make_table((0, 1)), runs.shard_path(tmp_path, index))
+    with pytest.raises(InputError, match=r"00001\.parquet: .*tag/0 is in 00000\.parquet too\)"):
+        HeadScores.load(tmp_path)
+
+
+def test_more_examples_than_the_manifest_says_are_refused(tmp_path):
+    runs.start(tmp_path, {"format": FORMAT, "settings": {"examples": 2}})
+    write_shard(make_table((0, 1, 2)), runs.shard_path(tmp_path, 0))
+    with pytest.raises(InputError, match="3 examples are scored, and its manifest says 2"):
+        HeadScores.load(tmp_path)
+
+
+def test_scores_of_another_version_are_refused(tmp_path, scores):
+    scores.save(tmp_path)
+    runs.write_manifest(tmp_path, {**scores.manifest, "format": "workbench.scores/99"})
+    with pytest.raises(InputError, match=r"scores/99', written by a newer version"):
+        HeadScores.load(tmp_path)
+
+
+def test_a_run_in_use_can_be_read(tmp_path, scores):
+    scores.save(tmp_path)
+    with runs.hold(tmp_path):
+        code = "import sys; from workbench.scores import HeadScores; HeadScores.load(sys.argv[1])"
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == 0
 
 
 def test_saving_into_a_folder_with_another_run_s_shards_is_refused(tmp_path, scores):

@@ -89,11 +89,12 @@ class HeadScores:
         """Write the result as a run folder that `load` opens: a manifest and one shard.
 
         Raises:
-            InputError: The folder holds more shards, which `load` would mix with this one.
+            InputError: The folder holds more shards, which `load` would mix with this one; or it
+            can't be written.
         """
         folder = Path(folder)
         only = runs.shard_path(folder, 0)
-        if set((folder / runs.SHARDS).glob("*.parquet")) - {only}:
+        if set(runs.shards(folder)) - {only}:
             raise InputError(f"{folder} holds the shards of another run; name another folder")
         write_shard(self.table(), only)
         runs.write_manifest(folder, self.manifest)
@@ -103,16 +104,22 @@ class HeadScores:
         """Open a run folder.
 
         Raises:
-            InputError: There is no manifest, no shard, or a shard can't be read; a run that was
-                stopped half way says how many examples are still missing.
+            InputError: There is no manifest of this format, no shard, or a shard can't be read or
+                repeats another; a run that was stopped half way says how many examples are
+                still missing.
         """
         folder = Path(folder)
-        manifest = runs.read_manifest(folder)
-        shards = sorted((folder / runs.SHARDS).glob("*.parquet"))
+        manifest = runs.read_manifest(folder, FORMAT)
+        shards = runs.shards(folder)
         if not shards:
             raise InputError(f"{folder}: the run holds no scores yet; run the command again")
-        table = pa.concat_tables(read_shard(shard) for shard in shards)
+        table = _join(shards)
         wanted = manifest.get("settings", {}).get("examples", table.num_rows)
+        if table.num_rows > wanted:
+            raise InputError(
+                f"{folder}: {table.num_rows} examples are scored, and its manifest says {wanted}: "
+                "shards of another run are among them; run the command again into another folder"
+            )
         if table.num_rows != wanted:
             raise InputError(
                 f"{folder}: {table.num_rows} of {wanted} examples are scored; "
@@ -191,23 +198,52 @@ class HeadScores:
 
 
 def write_shard(table: pa.Table, path: Path) -> None:
-    """Write one shard so that it is there whole or not at all."""
-    with runs.atomic(path) as part:
-        pq.write_table(table, part, compression="zstd")
-
-
-def read_shard(path: Path) -> pa.Table:
-    """Read one shard.
+    """Write one shard so that it is there whole or not at all.
 
     Raises:
-        InputError: The file is damaged or has other columns.
+        InputError: It can't be written.
+    """
+    with runs.atomic(path) as part:
+        # The checksums are what tells a flipped bit from a score.
+        pq.write_table(table, part, compression="zstd", write_page_checksum=True)
+
+
+def read_shard(path: Path, rows: int | None = None) -> pa.Table:
+    """Read one shard.
+
+    Args:
+        path: The file.
+        rows: How many examples belong in it, where that is known.
+
+    Raises:
+        InputError: The file is damaged, has other columns, or holds another number of examples.
     """
     try:
         # Given a schema, `read_table` would fill missing columns with nulls.
-        return pq.read_table(path).select(SCHEMA.names).cast(SCHEMA)
+        table = pq.read_table(path, page_checksum_verification=True)
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}") from None
     except (pa.ArrowException, KeyError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"{path}: not a readable shard ({reason}); delete it and run the command again, "
-            "which computes only what is missing"
-        ) from None
+        raise _unreadable(path, str(error).strip().split("\n")[0]) from None
+    if not table.num_rows or table.num_rows != (rows or table.num_rows):
+        raise _unreadable(path, f"it holds {table.num_rows} examples, not {rows or 'one or more'}")
+    return table
+
+
+def _join(shards: Sequence[Path]) -> pa.Table:
+    """The rows of all shards, in which an example may be once: a copy would count it twice."""
+    tables, seen = [], dict[str, Path]()
+    for path in shards:
+        tables.append(read_shard(path))
+        for name in tables[-1]["example"].to_pylist():
+            if seen.setdefault(name, path) != path:
+                raise _unreadable(path, f"{name} is in {seen[name].name} too")
+    return pa.concat_tables(tables)
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"{path}: not a readable shard ({reason}); delete it and run the command again, "
+        "which computes only what is missing"
+    )
