@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,8 +59,6 @@ def plan(
     as_json: opt.Json = False,
 ) -> None:
     """Operations, memory and hours of PCS by each method, from the model's config alone."""
-    from dataclasses import replace
-
     from workbench.data.testbed import testbed_path
     from workbench.discovery.cost import assumed_machine
     from workbench.discovery.shapes import read_config, shape_of
@@ -129,23 +128,13 @@ def estimate(
         seconds = cost.seconds(
             *(shape, method, tokens, target, machine), batch_tokens=batch_tokens, replayed=replayed
         )
+        parts = asdict(counted) | {"total": counted.total}
         rows.append(
             {
                 "method": method,
-                "passes": {"full": passes.full, "part": passes.part, "back": passes.back},
-                "operations": {
-                    "clean": counted.clean * examples,
-                    "blocks": counted.blocks * examples,
-                    "attention": counted.attention * examples,
-                    "unembedding": counted.unembedding * examples,
-                    "total": counted.total * examples,
-                },
-                "memory_bytes": {
-                    "weights": held.weights,
-                    "kept": held.kept,
-                    "working": held.working,
-                    "total": held.total,
-                },
+                "passes": asdict(passes),
+                "operations": {part: count * examples for part, count in parts.items()},
+                "memory_bytes": asdict(held) | {"total": held.total},
                 "hours_one_gpu": seconds * examples / 3600,
                 # The GPU with the most examples ends last.
                 "hours": seconds * -(-examples // gpus) / 3600,
