@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 import workbench as wb
 from workbench.batches import Batch, collate, losses, target_nll
 from workbench.data.prompts import PromptSettings, build_prompts
-from workbench.discovery import run as run_module
+from workbench.discovery.scorer import Scorer
 from workbench.heads import all_heads
 from workbench.models import heads_per_layer, pad_token
 from workbench.scores import HeadScores
@@ -122,7 +122,7 @@ def test_stopped_run_goes_on_and_equals_an_uninterrupted_one(
     testbed_model, few, tmp_path, monkeypatch
 ):
     whole = wb.score_heads(testbed_model, few, shard_examples=1, progress=False)
-    real, calls = run_module.score_batch, []
+    real, calls = Scorer.table, []
 
     def stop_at_the_second(*args):
         calls.append(args)
@@ -130,7 +130,7 @@ def test_stopped_run_goes_on_and_equals_an_uninterrupted_one(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(run_module, "score_batch", stop_at_the_second)
+    monkeypatch.setattr(Scorer, "table", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         wb.score_heads(testbed_model, few, folder=tmp_path, shard_examples=1, progress=False)
     with pytest.raises(wb.InputError, match="1 of 3 examples are scored"):
@@ -163,15 +163,15 @@ def test_nan_logits_name_the_example(testbed_model, few):
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_a_head_without_a_finite_loss_is_named(testbed_model, few, monkeypatch, broken):
-    real = run_module.score_batch
+    real = Scorer._scores
 
     def spoil(*args):
         pcs, nll = real(*args)
-        pcs[0, 2, 3] = broken
+        pcs[0, 2, 5] = broken  # the head of this block that the check before a run looks at
         return pcs, nll
 
-    monkeypatch.setattr(run_module, "score_batch", spoil)
-    with pytest.raises(wb.InputError, match="without L2H3 the model's loss is NaN or infinite"):
+    monkeypatch.setattr(Scorer, "_scores", spoil)
+    with pytest.raises(wb.InputError, match="without L2H5 the model's loss is NaN or infinite"):
         wb.score_heads(testbed_model, few[:1], progress=False)
 
 
@@ -186,7 +186,7 @@ def test_scoring_and_decoding_see_the_same_prompt_where_the_context_binds(testbe
 
 
 def test_bad_requests_are_refused_before_any_work(testbed_model, few, monkeypatch):
-    monkeypatch.setattr(run_module, "score_batch", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(Scorer, "_scores", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(wb.InputError, match="no examples"):
         wb.score_heads(testbed_model, [])
     with pytest.raises(wb.InputError, match="given twice"):

@@ -58,18 +58,18 @@ _OTHER = "make sure that files can be written there"
 # Shards
 
 
-def shard_path(folder: Path, index: int) -> Path:
-    """Where shard `index` of a run lies."""
-    return folder / SHARDS / f"{index:05d}.parquet"
+def shard_path(folder: Path, index: int, stage: str = SHARDS) -> Path:
+    """Where shard `index` of a run, or of a stage before its last, lies."""
+    return folder / stage / f"{index:05d}.parquet"
 
 
-def shards(folder: Path) -> list[Path]:
-    """The finished shards of a run, in order; none if there is no such folder.
+def shards(folder: Path, stage: str = SHARDS) -> list[Path]:
+    """The finished shards of a run's stage, in order; none if there is no such folder.
 
     Files whose name is no number are not shards: the `._00000.parquet` that macOS leaves on
     foreign disks, or a copy.
     """
-    found = [path for path in (folder / SHARDS).glob("*.parquet") if path.stem.isdecimal()]
+    found = [path for path in (folder / stage).glob("*.parquet") if path.stem.isdecimal()]
     return sorted(found, key=lambda path: int(path.stem))
 
 

@@ -21,7 +21,7 @@ from workbench.errors import InputError
 from workbench.heads import HeadSet, top_k
 
 By = Literal["user", "task", "all"]
-FORMAT = "workbench.scores/1"
+FORMAT = "workbench.scores/2"
 SCHEMA = pa.schema(
     [
         ("example", pa.string()),
@@ -30,6 +30,13 @@ SCHEMA = pa.schema(
         ("nll", pa.float32()),
         ("target_tokens", pa.int32()),
         ("pcs", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+# What a screened run has beside its exact scores.
+SCREENED = pa.schema(
+    [
+        ("attribution", pa.list_(pa.list_(pa.float32()))),
+        ("audited", pa.list_(pa.list_(pa.bool_()))),
     ]
 )
 
@@ -42,7 +49,9 @@ class HeadScores:
         data: `pcs[example, layer, head]` in nats per target token, `nll[example]` of the intact
             model and `target_tokens[example]`; coordinates `user` and `task` along `example`.
             A positive `pcs` says that removing the head hurts. NaN: not computed, or the layer
-            has no such head.
+            has no such head. A screened run also has `attribution[example, layer, head]`, the
+            gradient estimate of every head in the same units, and `audited`, True at the heads
+            that were scored exactly only to see what the estimate misses.
         manifest: Where the numbers come from: model and its digest, data digest, prompt,
             ablation, dtype, versions.
     """
@@ -52,19 +61,17 @@ class HeadScores:
 
     @classmethod
     def from_table(cls, table: pa.Table, manifest: Mapping[str, Any]) -> HeadScores:
-        """Label the rows of a table of `SCHEMA`."""
-        pcs = table["pcs"].to_pylist()
-        layers = max((len(row) for row in pcs), default=0)
-        heads = max((len(layer) for row in pcs for layer in row), default=0)
-        values = np.full((len(pcs), layers, heads), np.nan, dtype=np.float32)
-        for i, row in enumerate(pcs):
-            for layer, scores in enumerate(row):
-                values[i, layer, : len(scores)] = scores
+        """Label the rows of a table of `SCHEMA`, with or without the columns of `SCREENED`."""
+        extra = [name for name in SCREENED.names if name in table.column_names]
+        grids = {name: _grid(table[name].to_pylist()) for name in ("pcs", *extra)}
+        layers, heads = grids["pcs"].shape[1:]
+        if "audited" in grids:
+            grids["audited"] = grids["audited"] == 1
         data = xr.Dataset(
             {
-                "pcs": (("example", "layer", "head"), values),
                 "nll": ("example", table["nll"].to_numpy()),
                 "target_tokens": ("example", table["target_tokens"].to_numpy()),
+                **{name: (("example", "layer", "head"), grid) for name, grid in grids.items()},
             },
             coords={
                 "example": table["example"].to_pylist(),
@@ -80,10 +87,12 @@ class HeadScores:
     def table(self) -> pa.Table:
         """The rows as they stand on disk; a layer lists as many heads as it has."""
         shape = self.heads_per_layer
-        rows = self.data["pcs"].values
-        pcs = [[layer[:n].tolist() for layer, n in zip(row, shape, strict=True)] for row in rows]
-        columns = {name: self.data[name].values.tolist() for name in SCHEMA.names if name != "pcs"}
-        return pa.table({**columns, "pcs": pcs}, schema=SCHEMA)
+        schema = pa.schema([*SCHEMA, *(field for field in SCREENED if field.name in self.data)])
+        columns = {}
+        for name in schema.names:
+            values = self.data[name].values
+            columns[name] = values.tolist() if values.ndim == 1 else ragged(values, shape)
+        return pa.table(columns, schema=schema)
 
     def save(self, folder: Path | str) -> None:
         """Write the result as a run folder that `load` opens: a manifest and one shard.
@@ -130,7 +139,8 @@ class HeadScores:
     @property
     def heads_per_layer(self) -> tuple[int, ...]:
         """Number of heads, layer by layer, counted up to the last one with a score."""
-        present = ~np.isnan(self.data["pcs"].values).all(axis=0)
+        known = "attribution" if "attribution" in self.data else "pcs"
+        present = ~np.isnan(self.data[known].values).all(axis=0)
         return tuple(int(np.flatnonzero(layer).max(initial=-1)) + 1 for layer in present)
 
     def groups(self, by: By) -> dict[str, np.ndarray]:
@@ -165,7 +175,9 @@ class HeadScores:
         Users are resampled; within one user (`by="user"`) it is the examples.
 
         Returns:
-            `mean`, `low` and `high`, each [group, layer, head], in nats per target token.
+            `mean`, `low` and `high`, each [group, layer, head], in nats per target token, and
+            `below_noise`, True where the mean is smaller than what the shape and order of the
+            batches alone move it by (`noise_floor[group]`).
         """
         pcs, users = self.data["pcs"].values, self.data["user"].values
         groups = self.groups(by)
@@ -176,8 +188,11 @@ class HeadScores:
         stacked = [np.stack(column) for column in zip(*parts, strict=True)]
         names = ("mean", "low", "high")
         dims = ("group", "layer", "head")
+        found = {name: (dims, values) for name, values in zip(names, stacked, strict=True)}
+        floor = np.array([self.noise_floor(len(i)) for i in groups.values()])
+        below = np.abs(stacked[0]) < floor[:, None, None]
         return xr.Dataset(
-            {name: (dims, values) for name, values in zip(names, stacked, strict=True)},
+            {**found, "below_noise": (dims, below), "noise_floor": ("group", floor)},
             coords={
                 "group": list(groups),
                 "layer": self.data["layer"],
@@ -187,14 +202,47 @@ class HeadScores:
             attrs={**self.data.attrs, "by": by, "level": level},
         )
 
+    def noise_floor(self, examples: int) -> float:
+        """What a mean over so many examples moves by with the shape and order of batches alone.
+
+        Returns:
+            Nats per target token, at the 95 % level; 0 for a run that didn't measure it.
+        """
+        noise = self.manifest.get("noise") or {}
+        return float(noise.get("p95", 0.0)) / max(1, examples) ** 0.5
+
     def top(self, k: int, by: By = "user") -> dict[str, HeadSet]:
         """The K heads with the highest mean score, for each user, each task, or all together.
 
         Raises:
-            InputError: K is below 1 or larger than the model.
+            InputError: K is below 1 or larger than the model; or the heads were screened for
+                smaller sets, or for sets of other groups.
         """
+        screen = self.manifest.get("settings", {}).get("screen")
+        if screen and (k > screen["k"] or by != screen["by"]):
+            raise InputError(
+                f"the heads were screened for the top {screen['k']} of each {screen['by']}, not "
+                f"the top {k} of each {by}: exact scores are missing; screen for that, or score "
+                "all heads exactly"
+            )
         pcs = self.data["pcs"].values.astype(np.float64)
         return {name: top_k(pcs[i].mean(axis=0), k) for name, i in self.groups(by).items()}
+
+
+def _grid(rows: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
+    """Ragged lists as [example, layer, head], NaN where a layer has fewer heads."""
+    layers = max((len(row) for row in rows), default=0)
+    heads = max((len(layer) for row in rows for layer in row), default=0)
+    values = np.full((len(rows), layers, heads), np.nan, dtype=np.float32)
+    for i, row in enumerate(rows):
+        for layer, scores in enumerate(row):
+            values[i, layer, : len(scores)] = scores
+    return values
+
+
+def ragged(values: np.ndarray, shape: Sequence[int]) -> list[list[list[float]]]:
+    """[example, layer, head] as lists, a layer's as long as it has heads."""
+    return [[layer[:n].tolist() for layer, n in zip(row, shape, strict=True)] for row in values]
 
 
 def write_shard(table: pa.Table, path: Path) -> None:
@@ -221,7 +269,9 @@ def read_shard(path: Path, rows: int | None = None) -> pa.Table:
     try:
         # Given a schema, `read_table` would fill missing columns with nulls.
         table = pq.read_table(path, page_checksum_verification=True)
-        table = table.select(SCHEMA.names).cast(SCHEMA)
+        extra = [field for field in SCREENED if field.name in table.column_names]
+        schema = pa.schema([*SCHEMA, *extra])
+        table = table.select(schema.names).cast(schema)
     except (FileNotFoundError, PermissionError) as error:
         raise InputError(f"{path}: can't be read: {error.strerror}") from None
     except (pa.ArrowException, KeyError, OSError) as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.batches import Batch, batch_nll
@@ -29,6 +29,7 @@ def ablate_each_head(
     model: TransformerBridge,
     batch: Batch,
     means: Sequence[Float[Tensor, "head d_head"] | None] | None = None,
+    wanted: Bool[Tensor, "layer head"] | None = None,
 ) -> Iterator[tuple[HeadSet, Float[Tensor, " batch"]]]:
     """Loss of every row, first with no head ablated and then with each head alone.
 
@@ -36,12 +37,14 @@ def ablate_each_head(
         model: The model.
         batch: Prompts and targets.
         means: What replaces an ablated head's z; None for zeros.
+        wanted: Which heads; None for all.
 
     Yields:
         The heads ablated, and the rows' mean loss in nats per target token, float32.
     """
     shape = heads_per_layer(model)
-    for heads in (HeadSet(()), *(HeadSet((head,)) for head in all_heads(shape))):
+    chosen = [h for h in all_heads(shape) if wanted is None or wanted[h.layer, h.head]]
+    for heads in (HeadSet(()), *(HeadSet((head,)) for head in chosen)):
         with head_gates(model, heads.gates(shape), means):
             yield heads, batch_nll(model, batch)
 
@@ -51,6 +54,7 @@ def score_batch(
     batch: Batch,
     means: Sequence[Float[Tensor, "head d_head"] | None] | None = None,
     tick: Callable[[], object] = lambda: None,
+    wanted: Bool[Tensor, "layer head"] | None = None,
 ) -> tuple[Float[Tensor, "batch layer head"], Float[Tensor, " batch"]]:
     """PCS of every head on every row, and the intact model's loss.
 
@@ -59,13 +63,14 @@ def score_batch(
         batch: Prompts and targets.
         means: What replaces an ablated head's z; None for zeros.
         tick: Called after each head, for a progress bar.
+        wanted: Which heads; None for all.
 
     Returns:
-        PCS in nats per target token, NaN where a layer has fewer heads than the widest, and the
-        loss in nats per target token; both float32 on the CPU.
+        PCS in nats per target token, NaN where it isn't wanted or a layer has fewer heads than
+        the widest, and the loss in nats per target token; both float32 on the CPU.
     """
     shape = heads_per_layer(model)
-    losses = ablate_each_head(model, batch, means)
+    losses = ablate_each_head(model, batch, means, wanted)
     _, full = next(losses)
     pcs = torch.full((len(full), len(shape), max(shape)), torch.nan)
     for heads, ablated in losses:

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import pyarrow as pa
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench import runs
 from workbench.batches import by_length
 from workbench.data.examples import Example
 from workbench.data.prompts import Prompt, PromptSettings, build_prompts, truncation
-from workbench.discovery.ablation import score_batch
+from workbench.discovery import stages
+from workbench.discovery.check import Engine, choose_engine, noise
+from workbench.discovery.room import tokens_that_fit
+from workbench.discovery.scorer import REFERENCE, Job, Method
+from workbench.discovery.screening import Screen
 from workbench.errors import InputError
 from workbench.hooks import Ablation, mean_z
 from workbench.models import context_length, describe, heads_per_layer
-from workbench.scores import FORMAT, SCHEMA, HeadScores, read_shard, write_shard
+from workbench.scores import FORMAT, HeadScores
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Means = list[Float[Tensor, "head d_head"] | None] | None
 SHARD_PASSES = 4096
 PACKAGES = ("torch", "transformers", "transformer-lens", "datasets", "preference-heads-workbench")
 
@@ -40,10 +40,12 @@ def score_heads(
     examples: Sequence[Example],
     ablation: Ablation = "zero",
     *,
+    method: Method = "exact",
+    screen: Screen | None = None,
     prompt: PromptSettings | None = None,
     folder: Path | str | None = None,
     shard_examples: int | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     progress: bool = True,
 ) -> HeadScores:
     """Measure the preference contribution score of every head on every example.
@@ -52,111 +54,120 @@ def score_heads(
         model: From `load_model`.
         examples: What to score; every target must be what the user really wrote.
         ablation: `zero` (the paper's) or `mean` (z's mean over all tokens of these examples).
+        method: `exact`; `attribution`, the gradient estimate of all heads from one forward and
+            one backward pass (`workbench.discovery.attribution` says where it fails); or
+            `screened`, the estimate for all heads and exact scores for the most promising, with a
+            bound on what that misses.
+        screen: For what sets heads are screened, and how; for the top 16 of each task by default.
         prompt: How prompts are built.
         folder: A run folder. Each shard is kept there when it is done; the same call goes on
             where it was stopped, and with other settings it is refused.
-        shard_examples: Examples a shard, which is what a stop can cost; by default about
+        shard_examples: Examples a shard, which is what a kill can cost; by default about
             4,096 passes' worth: 128 examples of a model with 32 heads, 4 of one with 1,024.
-        batch_tokens: Most tokens in a forward pass, padding counted. Lower it when memory is
-            short.
+        batch_tokens: Most tokens in a forward pass, padding counted; by default from the memory
+            at hand. When memory runs out it is halved and the shard begun again.
         progress: Show a bar on the terminal.
 
     Returns:
-        PCS per example, in nats per target token, float32 from the logits on.
+        PCS per example, in nats per target token, float32 from the logits on. The manifest says
+        which engine computed them, how far it is from the reference, and the noise.
 
     Raises:
-        InputError: A prompt can't be built, the run folder holds another run, or the model gives
-            NaN; all but the last before any long work.
+        InputError: A prompt can't be built, the run folder holds another run or is in use, or
+            the model gives NaN; all but the last before any long work.
+        runs.Stopped: Ctrl-C or SIGTERM; the shards finished so far are kept.
     """
     if not examples:
         raise InputError("no examples to score")
-    if ablation not in get_args(Ablation):
-        raise InputError(f"ablation must be zero or mean, got {ablation!r}")
+    for name, value, kinds in (("ablation", ablation, Ablation), ("method", method, Method)):
+        if value not in get_args(kinds):
+            raise InputError(f"{name} must be {' or '.join(get_args(kinds))}, got {value!r}")
     settings = prompt or PromptSettings()
     prompts = build_prompts(examples, model.tokenizer, context_length(model), settings)
     _check_unique(examples)
-    heads = sum(heads_per_layer(model))
-    shard_examples = shard_examples or max(1, SHARD_PASSES // heads)
-    manifest = _manifest(model, prompts, settings, ablation, shard_examples)
+    shape = heads_per_layer(model)
+    screen = (screen or Screen()) if method == "screened" else None
+    if screen is not None:
+        screen.sizes(sum(shape))
+    shard_examples = shard_examples or max(1, SHARD_PASSES // sum(shape))
+    manifest = _manifest(model, prompts, settings, ablation, method, shard_examples)
+    if screen is not None:
+        manifest["settings"]["screen"] = asdict(screen)
     target = Path(folder) if folder is not None else None
-    if target is not None:
-        runs.start(target, manifest)
-    tables = []
-    total = len(prompts) * heads
-    with tqdm(total=total, desc="scoring heads", unit_scale=True, disable=not progress) as bar:
-        means = _means(model, prompts, ablation, batch_tokens, target)
-        for index, start in enumerate(range(0, len(prompts), shard_examples)):
-            part = prompts[start : start + shard_examples]
-            path = runs.shard_path(target, index) if target is not None else None
-            if path is not None and path.exists():
-                tables.append(read_shard(path))
-                bar.update(len(part) * heads)
-                continue
-            table = _score_shard(model, part, means, batch_tokens, bar)
-            if path is not None:
-                write_shard(table, path)
-            tables.append(table)
-    return HeadScores.from_table(pa.concat_tables(tables), manifest)
+    with ExitStack() as stack:
+        stop, known = runs.Stop(), dict[str, Any]()
+        if target is not None:
+            stack.enter_context(runs.hold(target))
+            stop = stack.enter_context(runs.stoppable())
+            known = _begin(target, manifest)
+        else:
+            known = {}
+        bar = stack.enter_context(
+            tqdm(desc="checking the engine", unit_scale=True, disable=not progress)
+        )
+        shards = stages.Shards(target, shard_examples, sum(shape), stop, bar)
+        if target is not None and shards.finished(len(prompts)):
+            return HeadScores.load(target)
+        job = _prepare(model, prompts, ablation, method, batch_tokens, manifest, known)
+        if target is not None:
+            runs.write_manifest(target, manifest)
+        workers = partial(stages.Local, model)
+        if screen is not None:
+            table = stages.screened(workers, job, prompts, shards, screen)
+        else:
+            job = replace(job, method="exact" if method == "exact" else "attribution")
+            table = shards.run(workers(job), prompts, "scoring heads")
+    return HeadScores.from_table(table, manifest)
 
 
-def _means(
+def _begin(target: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Start or go on; returns what an earlier start of the same run measured."""
+    known = runs.read_manifest(target) if (target / runs.MANIFEST).exists() else {}
+    manifest |= {key: known[key] for key in ("engine", "noise", "batch_tokens") if key in known}
+    runs.start(target, manifest)
+    return known
+
+
+def _prepare(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
     ablation: Ablation,
-    batch_tokens: int,
-    folder: Path | None,
-) -> Means:
-    if ablation == "zero" or _finished(folder, len(prompts)):
-        return None
-    return mean_z(model, (batch for _, batch in by_length(model, prompts, batch_tokens)))
+    method: Method,
+    batch_tokens: int | None,
+    manifest: dict[str, Any],
+    known: dict[str, Any],
+) -> Job:
+    """Batch size, means, engine and noise; measured once a run, the engine at every start.
+
+    A run that goes on keeps its batch size: sums over other shapes differ in the last digits.
+    """
+    tokens = batch_tokens or known.get("batch_tokens") or tokens_that_fit(model)
+    means = None
+    if ablation == "mean":
+        means = mean_z(model, (batch for _, batch in by_length(model, prompts, tokens)))
+    engine = choose_engine(model, prompts, tokens, means)
+    for line in _notes(engine):
+        tqdm.write(line, file=sys.stderr)
+    if engine.name == REFERENCE and method != "exact":
+        raise InputError(
+            f"the {method} method needs the replay engine, which can't run this model "
+            f"({'; '.join(engine.passed_over)}); take --method exact"
+        )
+    job = Job("exact", engine.name, tokens, means)
+    manifest |= {"engine": engine.record(), "batch_tokens": tokens}
+    if "noise" not in manifest:
+        manifest["noise"] = noise(model, prompts, job)
+    return job
 
 
-def _finished(folder: Path | None, examples: int) -> bool:
-    if folder is None:
-        return False
-    shards = (folder / runs.SHARDS).glob("*.parquet")
-    return sum(read_shard(shard).num_rows for shard in shards) >= examples
-
-
-def _score_shard(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
-    means: Means,
-    batch_tokens: int,
-    bar: Any,
-) -> pa.Table:
-    shape = heads_per_layer(model)
-    rows: list[dict[str, Any]] = [{} for _ in prompts]
-    for positions, batch in by_length(model, prompts, batch_tokens):
-        pcs, nll = score_batch(model, batch, means, partial(bar.update, len(positions)))
-        for j, i in enumerate(positions):
-            example = prompts[i].example
-            if not math.isfinite(nll[j]):
-                raise InputError(
-                    f"{example.name}: the model's loss is {float(nll[j])}; its logits hold NaN or "
-                    "infinity. Try --dtype float32, or check the checkpoint"
-                )
-            _check_finite(example.name, pcs[j], shape)
-            rows[i] = {
-                "example": example.name,
-                "user": example.user,
-                "task": example.task,
-                "nll": float(nll[j]),
-                "target_tokens": len(prompts[i].target_ids),
-                "pcs": [pcs[j, layer, :n].tolist() for layer, n in enumerate(shape)],
-            }
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def _check_finite(name: str, pcs: Tensor, shape: tuple[int, ...]) -> None:
-    """A head without a finite loss must neither vanish from a ranking nor lead it."""
-    for layer, heads in enumerate(shape):
-        bad = (~pcs[layer, :heads].isfinite()).nonzero()
-        if len(bad):
-            raise InputError(
-                f"{name}: without L{layer}H{int(bad[0])} the model's loss is NaN or infinite. "
-                "Try --dtype float32, or --ablation mean"
-            )
+def _notes(engine: Engine) -> Iterator[str]:
+    if engine.passed_over:
+        yield f"engine: {engine.name}, since " + "; ".join(engine.passed_over)
+    if engine.name == REFERENCE:
+        yield (
+            "the fast engine isn't right for this model on these prompts; scoring by the "
+            "reference, one whole pass a head"
+        )
 
 
 def _check_unique(examples: Sequence[Example]) -> None:
@@ -172,6 +183,7 @@ def _manifest(
     prompts: Sequence[Prompt],
     settings: PromptSettings,
     ablation: Ablation,
+    method: Method,
     shard_examples: int,
 ) -> dict[str, Any]:
     # The token ids are the data as the model sees it: profile, retrieval, template and budget.
@@ -180,7 +192,7 @@ def _manifest(
         "format": FORMAT,
         "settings": {
             **describe(model),
-            "method": "exact",
+            "method": method,
             "ablation": ablation,
             "prompt": asdict(settings),
             "examples": len(prompts),

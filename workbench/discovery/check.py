@@ -1,0 +1,157 @@
+"""Before a run: is the fast engine right about this model, and how fine can a score be?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from workbench.data.prompts import Prompt
+from workbench.discovery.prefixes import shared_prefixes
+from workbench.discovery.scorer import ENGINES, REFERENCE, Job, Means, Scorer
+from workbench.discovery.twin import NotReplayableError
+from workbench.models import heads_per_layer
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+# How far two right ways of computing one score may lie apart: sums in another order. In 16 bits
+# every activation is rounded to 8 (bfloat16) or 11 bits; there the reference's own spread, which
+# is measured, counts where it is larger.
+ROUNDING = {torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+HALF = (torch.float16, torch.bfloat16)
+SPREAD = 4  # times the reference's own spread
+NOISE_PROMPTS = 8
+NOISE_HEADS = 48
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Which engine a run uses, and why one may trust it.
+
+    Attributes:
+        name: In `ENGINES`, or `reference`.
+        difference: Largest distance from the reference on the scores compared, nats per token;
+            None for the reference itself.
+        tolerance: What was allowed.
+        compared: How many scores were compared.
+        passed_over: Faster engines that weren't taken, with the reason.
+    """
+
+    name: str
+    difference: float | None
+    tolerance: float
+    compared: int
+    passed_over: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As a manifest holds it."""
+        return {**asdict(self), "passed_over": list(self.passed_over)}
+
+
+def choose_engine(
+    model: TransformerBridge, prompts: Sequence[Prompt], batch_tokens: int, means: Means = None
+) -> Engine:
+    """The fastest engine that agrees with the reference on this model and these prompts.
+
+    One head of every block is scored by the reference, hook by hook, and by each engine in turn:
+    on the longest prompt (windows and positions show there), the shortest (padding), and two
+    that share a beginning, if any do.
+
+    Args:
+        model: From `load_model`.
+        prompts: What the run is about.
+        batch_tokens: Most tokens in a pass.
+        means: What replaces an ablated head's z; None for zeros.
+    """
+    chosen = sample(prompts)
+    wanted = one_head_a_block(model, len(chosen))
+    # Alone and in one batch: the reference's own spread is no fault of an engine.
+    alone, together = (
+        _stack(Scorer(model, Job("exact", REFERENCE, tokens, means)), parts, wanted)
+        for tokens, parts in ((batch_tokens, [[p] for p in chosen]), (2**31, [chosen]))
+    )
+    floor = ROUNDING.get(model.cfg.dtype, ROUNDING[torch.float32])
+    tolerance = max(floor, SPREAD * _distance(alone, together))
+    compared = int(wanted.sum())
+    passed_over: list[str] = []
+    for name in ENGINES:
+        try:
+            found = _stack(Scorer(model, Job("exact", name, batch_tokens, means)), [chosen], wanted)
+        except NotReplayableError as error:
+            passed_over.append(f"{name}: {error}")
+            continue
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+            # A layout that this engine doesn't know shows in many ways; the reference is there.
+            passed_over.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        difference = _distance(found, alone)
+        if difference <= tolerance:
+            return Engine(name, difference, tolerance, compared, tuple(passed_over))
+        passed_over.append(f"{name}: off by {difference:.2g} nats per token")
+    return Engine(REFERENCE, None, tolerance, compared, tuple(passed_over))
+
+
+def sample(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The longest prompt, the shortest, and two behind one beginning if there are such."""
+    ids = [(*prompt.ids, *prompt.target_ids) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    groups = shared_prefixes(ids, [len(prompt.ids) - 1 for prompt in prompts])
+    shared = next((members for length, members in groups if length), [])
+    return [prompts[i] for i in sorted({order[0], order[-1], *shared[:1], *shared[-1:]})]
+
+
+def one_head_a_block(model: TransformerBridge, prompts: int) -> Bool[Tensor, "prompt layer head"]:
+    """A mask of one head in every block that has attention, not the same one everywhere."""
+    shape = heads_per_layer(model)
+    mask = torch.zeros((prompts, len(shape), max(shape)), dtype=torch.bool)
+    for layer, heads in enumerate(shape):
+        if heads:
+            mask[:, layer, (5 * layer + 3) % heads] = True
+    return mask
+
+
+def noise(model: TransformerBridge, prompts: Sequence[Prompt], job: Job) -> dict[str, Any]:
+    """How much scores move when nothing but the shape and order of the batches changes.
+
+    Some prompts are scored twice, all in one order and one by one in the other. In float32 that
+    is next to nothing; in 16 bits it can be as large as a small head's score.
+
+    Returns:
+        `p95` and `largest` absolute difference of one example's score in nats per target token,
+        and of how many scores. The 95 % noise floor of a mean over n examples is
+        `p95 / sqrt(n)`: rounding errors of different examples are independent.
+    """
+    count = NOISE_PROMPTS if model.cfg.dtype in HALF else NOISE_PROMPTS // 4
+    step = max(1, len(prompts) // count)
+    chosen = list(prompts[::step][:count])
+    shape = heads_per_layer(model)
+    wanted = torch.zeros((len(chosen), len(shape), max(shape)), dtype=torch.bool)
+    present = [(layer, head) for layer, heads in enumerate(shape) for head in range(heads)]
+    for layer, head in present[:: max(1, len(present) // NOISE_HEADS)]:
+        wanted[:, layer, head] = True
+    scorer = Scorer(model, job)
+    together = _stack(scorer, [chosen], wanted)
+    apart = _stack(scorer, [[prompt] for prompt in reversed(chosen)], wanted.flip(0)).flip(0)
+    moved = (together - apart)[wanted].abs()
+    return {
+        "p95": float(moved.quantile(0.95)),
+        "largest": float(moved.max()),
+        "scores": moved.numel(),
+    }
+
+
+def _stack(scorer: Scorer, parts: Sequence[Sequence[Prompt]], wanted: Tensor) -> Tensor:
+    found, start = [], 0
+    for part in parts:
+        found.append(scorer.scores(part, wanted[start : start + len(part)])[0])
+        start += len(part)
+    return torch.cat(found)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).nan_to_num(0).abs().max())
