@@ -87,3 +87,20 @@ def tiny_model(one_thread, tmp_path_factory):
         return models[kind]
 
     return load
+
+
+LISTS = pytest.StashKey[dict[str, list[str]]]()
+
+
+@pytest.fixture
+def listing(request):
+    """Keep a line under a title; the lists are printed when the tests have run."""
+    lists = request.config.stash.setdefault(LISTS, {})
+    return lambda title, line: lists.setdefault(title, []).append(line)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print what tests listed."""
+    for title, lines in config.stash.get(LISTS, {}).items():
+        terminalreporter.write_sep("-", title)
+        terminalreporter.write_line("\n".join(lines))

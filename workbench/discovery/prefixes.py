@@ -49,7 +49,9 @@ def _best_run(
     for count, i in enumerate(order[1:], start=2):
         length = min(_common(ids[order[0]], ids[i], length), limits[i])
         total += len(ids[i])
-        if length < SHORTEST:
+        # Too short to pay for anything: an instruction that all prompts begin with, say. To go
+        # on through thousands of them would take longer than the model.
+        if length < max(SHORTEST, LEAST_SHARE * len(ids[order[0]])):
             break
         saving = length * (count - 1)
         if saving > saved and saving >= LEAST_SHARE * total:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Means = Sequence[Float[Tensor, "head d_head"] | None] | None
-KEPT_BY_BACKWARD = 4  # times what a forward pass needs, held against `batch_tokens`
+KEPT_BY_BACKWARD = 8  # times what a forward pass needs, held against `batch_tokens`
 LOGIT_BYTES = 2**28  # most that the float32 logits of a piece may take
 
 
@@ -225,8 +225,10 @@ class Replay:
         head, example = wanted.T.nonzero(as_tuple=True)
         if not len(head):
             return
-        # Behind a shared beginning each head of a piece also runs that once.
-        per_pair = max(rows.tokens.shape[1], rows.prefix.shape[1] // len(rows.tokens))
+        # Behind a shared beginning each head of a piece runs that once, and each pair holds its
+        # keys and values, about an eighth of what a token's pass through a block holds.
+        own, before = rows.tokens.shape[1], rows.prefix.shape[1]
+        per_pair = max(own, before // len(rows.tokens), (own + before) // 8)
         size = max(1, self.batch_tokens // per_pair)
         pieces = -(-len(head) // size)
         yield from zip(example.tensor_split(pieces), head.tensor_split(pieces), strict=True)

@@ -154,7 +154,7 @@ class PartialModel:
     def can_share(self) -> bool:
         """Whether tokens can be run behind a past: all that passes between them is attention."""
         takes = "position_ids" in inspect.signature(self.twin.forward).parameters
-        return self.reduced and takes and all(place.attention for place in self.places)
+        return self.reduced and takes and all(place.attention is not None for place in self.places)
 
     def run(self, now: Rerun) -> Float[Tensor, "rows kept d_model"]:
         """What leaves the last block at the wanted positions."""
