@@ -16,6 +16,8 @@ Where it fails, and why it screens and doesn't replace the exact score:
   changes much; backup heads, which take over when a head is gone, are the same from the other side.
 - Curvature. The estimate is a straight line; large heads, the ones that matter, are the ones for
   which it is furthest off. Their order suffers less than their size.
+- Switches. In a mixture of experts the ablation may send a token to another expert; no gradient
+  sees that coming.
 """
 
 from __future__ import annotations
@@ -52,10 +54,7 @@ def attribute(
         if heads
     }
     with _frozen(engine.partial.twin), torch.enable_grad():
-        given = {
-            layer: (gate, means[layer] if means is not None else None)
-            for layer, gate in gates.items()
-        }
+        given = {layer: (gate, _mean(means, layer)) for layer, gate in gates.items()}
         out = engine.partial.run(Rerun(rows.tokens, rows.keep, gates=given))
         losses = engine.losses(out, rows.targets, rows.weights)
         gradients = torch.autograd.grad(losses.sum(), list(gates.values()))
@@ -63,6 +62,12 @@ def attribute(
     for (layer, gate), gradient in zip(gates.items(), gradients, strict=True):
         scores[:, layer, : gate.shape[1]] = -gradient.float().cpu()
     return scores, losses.detach().cpu()
+
+
+def _mean(means: Means, layer: int) -> Tensor | None:
+    """A copy: means computed in inference mode can't be part of a gradient."""
+    mean = means[layer] if means is not None else None
+    return None if mean is None else mean.clone()
 
 
 @contextmanager
