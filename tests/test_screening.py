@@ -117,7 +117,7 @@ def test_screened_scores_are_the_exact_ones_and_find_the_top(
     assert 0.5 < scored.mean() < 0.8  # 20 candidates and 2 audited of 32, and the pilot
     tops = zip(exact.top(8, by).values(), found.top(8, by).values(), strict=True)
     recall = np.mean([len(set(a) & set(b)) / 8 for a, b in tops])
-    assert recall >= 0.9
+    assert recall >= 0.95
     again = HeadScores.load(tmp_path)
     assert rows(again) == rows(found)
     assert again.heads_per_layer == (8,) * 4
@@ -170,16 +170,17 @@ def test_candidates_and_audit_are_apart_and_as_many_as_asked(k, seed):
     estimate[:, 1, 5:] = np.nan  # a block with fewer heads
     groups = {"a": np.array([0, 2, 3]), "b": np.array([1, 4, 5])}
     screen = Screen(k, seed=seed)
-    chosen, audited = choose(estimate, estimate, groups, screen)
+    shift = rng.normal(size=(4, 8)).astype(np.float32)
+    chosen, audited = choose(estimate, estimate + shift, groups, screen)
     candidates, audit = screen.sizes(29)
     assert not (chosen & audited).any()
     assert not (chosen | audited)[np.isnan(estimate)].any()
     assert (chosen.sum(axis=(1, 2)) == candidates).all()
     assert (audited.sum(axis=(1, 2)) == audit).all()
     for members in groups.values():
-        means = np.where(np.isnan(estimate[0]), -np.inf, estimate[members].mean(axis=0))
-        lowest = means[chosen[members[0]]].min()
-        assert (means[~chosen[members[0]]] <= lowest).all()
+        for ranking in (estimate, estimate + shift, np.abs(estimate)):
+            order = np.argsort(-ranking[members].mean(axis=0), axis=None)  # NaN comes last
+            assert chosen[members[0]].ravel()[order[: candidates // 3]].all()
         assert (chosen[members] == chosen[members[0]]).all()
 
 
@@ -188,7 +189,7 @@ def test_correction_brings_in_a_head_that_the_estimate_overlooks():
     exact = rng.normal(size=(40, 4, 8)).astype(np.float32) * 0.1
     exact[:, 2, 6] += 5
     estimate = exact.copy()
-    estimate[:, 2, 6] -= 6  # saturated: the gradient says that it does harm
+    estimate[:, 2, 6] = 0  # saturated: the gradient says that it does nothing
     tasks = ["t"] * 40
     members = pilot(tasks, 0)
     assert len(members) == 4

@@ -135,7 +135,8 @@ class Replay:
         """Length of the shared beginning, and the prompts behind it; few enough to fit.
 
         Every example brings a row a head: with more examples than fill a pass, the clean pass
-        would only hold memory.
+        would only hold memory. Behind a shared beginning more of them do no harm, and every
+        division runs the beginning again.
         """
         ids = [(*prompt.ids, *prompt.target_ids) for prompt in prompts]
         limits = [len(prompt.ids) - 1 for prompt in prompts]
@@ -145,9 +146,10 @@ class Replay:
             start = 0
             while start < len(members):
                 end = start + 1
-                while end < len(members) and self._fits(
-                    ids, prefix, members[start : end + 1], heads
-                ):
+                while end < len(members):
+                    width = len(ids[members[end]]) - prefix  # sorted by length: the widest so far
+                    if (end + 1 - start) * width * (1 if prefix else heads) > self.batch_tokens:
+                        break
                     end += 1
                 yield prefix, members[start:end]
                 start = end
@@ -162,12 +164,6 @@ class Replay:
                 members = []
             members.append(i)
         yield members
-
-    def _fits(
-        self, ids: Sequence[tuple[int, ...]], prefix: int, members: Sequence[int], heads: int
-    ) -> bool:
-        width = max(len(ids[i]) for i in members) - prefix
-        return len(members) * width * heads <= self.batch_tokens
 
     def rows(self, prompts: Sequence[Prompt], prefix: int = 0) -> Rows:
         """Prompts whose first `prefix` tokens are the same, as tensors on the model's device."""

@@ -4,8 +4,10 @@
 2. A few examples of each task, the pilot, are scored exactly on every head. Where the estimate is
    off for a head on the pilot, it is off in the same direction elsewhere: saturation belongs to
    the head.
-3. In each group (all examples of a task, or of a user) the candidates are the heads that the
-   estimate or the estimate corrected by the pilot ranks highest, 2 K + 4 of them.
+3. In each group (all examples of a task, or of a user) the candidates are the 2 K + 4 heads that
+   stand highest in any of three rankings: by the estimate; by the estimate corrected by the
+   pilot; by the estimate's size, whatever its sign, since where the gradient is steep the straight
+   line is furthest off and may even point the wrong way.
 4. Of the others a random few, K / 4, are scored exactly as well: the audit. An audited head that
    turns out to be in the top K shows that the candidates missed some; how many is bounded from
    the share of such hits.
@@ -147,9 +149,10 @@ def choose(
     chosen = np.zeros(estimate.shape, dtype=bool)
     audited = np.zeros(estimate.shape, dtype=bool)
     for members in groups.values():
-        places = [_places(values[members].mean(axis=0)) for values in (estimate, corrected)]
-        # Of two heads with the same better place the one with the better other place.
-        best = np.minimum(*places) + np.maximum(*places) / (2 * estimate[0].size)
+        rankings = (estimate[members], corrected[members], np.abs(estimate[members]))
+        places = np.stack([_places(values.mean(axis=0)) for values in rankings])
+        # Of two heads with the same best place the one whose other places are better.
+        best = places.min(axis=0) + places.mean(axis=0) / (2 * estimate[0].size)
         order = np.argsort(np.where(present, best, np.inf), axis=None)
         drawn = rng.choice(order[candidates : present.sum()], audit, replace=False)
         for target, heads in ((chosen, order[:candidates]), (audited, drawn)):
