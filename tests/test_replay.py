@@ -36,7 +36,7 @@ SLOWER = {
 
 
 def random_prompts(example):
-    """Prompts of several lengths, all past the window; the last three begin alike."""
+    """Prompts of several lengths, all past the window; the others begin alike."""
     generator = torch.Generator().manual_seed(1)
 
     def draw(length):
@@ -47,8 +47,12 @@ def random_prompts(example):
     together = [
         Prompt(example, profile + draw(n), draw(t), shown=()) for n, t in ((3, 2), (9, 4), (6, 1))
     ]
-    assert min(len(prompt.ids) for prompt in (*alone, *together)) > WINDOW
-    return [*alone, *together]
+    # One prompt with two answers that begin alike: what is shared must end before them.
+    one = Prompt(example, draw(30), draw(4), shown=())
+    other = replace(one, target_ids=(*one.target_ids[:2], *draw(3)))
+    prompts = [*alone, *together, one, other]
+    assert min(len(prompt.ids) for prompt in prompts) > WINDOW
+    return prompts
 
 
 @pytest.fixture(scope="module")

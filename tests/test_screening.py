@@ -96,6 +96,14 @@ def test_estimate_does_not_depend_on_batches_or_engine(tiny_model, prompts):
             assert sum(done) == len(prompts) * 12
 
 
+def test_a_backward_pass_takes_an_eighth_of_the_tokens(tiny_model, prompts):
+    lengths = [len(prompt.ids) + len(prompt.target_ids) for prompt in prompts * 4]
+    batches = list(Replay(tiny_model("llama"), 8 * 100).attribution_batches(prompts * 4))
+    assert sorted(i for members in batches for i in members) == list(range(12))
+    assert all(len(m) == 1 or len(m) * max(lengths[i] for i in m) <= 100 for m in batches)
+    assert len(batches) < 12
+
+
 def test_estimate_ranks_heads_much_as_exact_scores_do(testbed_model, examples, exact):
     rough = wb.score_heads(testbed_model, examples, method="attribution", progress=False)
     assert rough.manifest["settings"]["method"] == "attribution"
