@@ -12,7 +12,7 @@ import pytest
 ROOMS = (
     *("errors", "runs", "heads", "stats", "scores", "tables", "data", "models", "batches", "hooks"),
     *("discovery", "steering", "evaluation", "analysis", "figures"),
-    *("training", "report", "probe", "readme", "lab", "cli"),
+    *("training", "report", "probe", "bench", "readme", "lab", "cli"),
 )
 # Rooms that see less than what lies above them.
 ONLY = {

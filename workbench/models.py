@@ -48,7 +48,7 @@ def load_model(
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils import logging as hf_logging
 
-    device = _device(device)
+    device = choose_device(device)
     path = testbed_path() if str(name) == TESTBED else Path(name)
     local = path.is_dir()
     if not local and (path.is_absolute() or str(name).startswith((".", "~"))):
@@ -90,7 +90,12 @@ def load_model(
     return model
 
 
-def _device(name: str | None) -> str:
+def choose_device(name: str | None) -> str:
+    """The device asked for, or the GPU where there is one.
+
+    Raises:
+        InputError: There is no such device, or torch doesn't see it.
+    """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

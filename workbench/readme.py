@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench import runs
+from workbench.bench.tables import tables as bench_tables
 from workbench.errors import InputError
 
-BEGIN, END = "<!-- testbed tables: begin -->", "<!-- testbed tables: end -->"
+TESTBED, BENCH = "testbed tables", "bench tables"  # what stands between two markers
 
 
 def with_tables(text: str, results: Path) -> str:
@@ -22,11 +23,24 @@ def with_tables(text: str, results: Path) -> str:
     files = sorted(results.glob("seed-*.json"))
     if not files:
         raise InputError(f"{results}: holds no results; make them with `workbench testbed study`")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise InputError(f"the README needs the markers {BEGIN} and {END} once each")
-    body = tables([runs.read_json(path) for path in files])
-    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
-    return pattern.sub(lambda _: f"{BEGIN}\n{body}\n{END}", text)
+    return _between(text, TESTBED, tables([runs.read_json(path) for path in files]))
+
+
+def with_bench(text: str, result: Mapping[str, Any]) -> str:
+    """The text with the tables of a bench between its markers.
+
+    Raises:
+        InputError: The text lacks the markers.
+    """
+    return _between(text, BENCH, "\n\n".join(table.markdown() for table in bench_tables(result)))
+
+
+def _between(text: str, what: str, body: str) -> str:
+    begin, end = f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise InputError(f"the README needs the markers {begin} and {end} once each")
+    pattern = re.compile(re.escape(begin) + ".*" + re.escape(end), re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n{body}\n{end}", text)
 
 
 def tables(studies: Sequence[dict[str, Any]]) -> str:

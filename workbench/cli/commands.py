@@ -1,4 +1,4 @@
-"""`workbench probe`, `score`, `figures` and `steer`; `plan` and `testbed` are registered here.
+"""`workbench probe`, `score`, `figures` and `steer`; `plan`, `bench` and `testbed` come in here.
 
 What a command needs is imported when it runs: help answers at once, without torch.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from workbench.cli import options as opt
+from workbench.cli.bench import bench
 from workbench.cli.sizes import plan
 from workbench.cli.testbed import testbed_app
 from workbench.errors import InputError
@@ -290,6 +291,7 @@ def steer(
 
 
 app.command()(plan)
+app.command()(bench)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,0 +1,1 @@
+"""What the workbench costs on this machine, measured side by side in one run."""
