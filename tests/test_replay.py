@@ -269,7 +269,7 @@ def test_a_run_keeps_its_batch_size_and_its_noise(testbed_model, tmp_path, monke
     options = {"folder": tmp_path, "shard_examples": 1, "progress": False}
     first = wb.score_heads(testbed_model, few, batch_tokens=333, **options)
     (tmp_path / "scores" / "00001.parquet").unlink()
-    monkeypatch.setattr("workbench.discovery.run.noise", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("workbench.discovery.check.noise", lambda *_: pytest.fail("measured again"))
     again = wb.score_heads(testbed_model, few, **options)
     assert again.manifest["batch_tokens"] == 333
     assert again.manifest["noise"] == first.manifest["noise"]

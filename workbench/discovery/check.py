@@ -10,10 +10,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from workbench.batches import by_length
 from workbench.data.prompts import Prompt
 from workbench.discovery.prefixes import shared_prefixes
-from workbench.discovery.scorer import ENGINES, REFERENCE, Job, Means, Scorer
+from workbench.discovery.room import tokens_that_fit
+from workbench.discovery.scorer import ENGINES, REFERENCE, Job, Means, Method, Scorer
 from workbench.discovery.twin import NotReplayableError
+from workbench.errors import InputError
+from workbench.hooks import Ablation, mean_z
 from workbench.models import heads_per_layer
 
 if TYPE_CHECKING:
@@ -52,6 +56,56 @@ class Engine:
     def record(self) -> dict[str, Any]:
         """As a manifest holds it."""
         return {**asdict(self), "passed_over": list(self.passed_over)}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before the first shard.
+
+    Attributes:
+        job: What every worker does.
+        engine: By what, and why one may trust it.
+        noise: As `noise` gives it; None where it was measured before.
+    """
+
+    job: Job
+    engine: Engine
+    noise: dict[str, Any] | None
+
+
+def prepare(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    ablation: Ablation,
+    method: Method,
+    batch_tokens: int | None,
+    measured: bool,
+) -> Prepared:
+    """Batch size, means, engine and noise, on the machine that is to do the work.
+
+    Args:
+        model: From `load_model`.
+        prompts: What the run is about.
+        ablation: `zero` or `mean`.
+        method: What is asked for.
+        batch_tokens: Most tokens in a pass; None for what the memory allows.
+        measured: Whether the noise is known already.
+
+    Raises:
+        InputError: The method needs the replay engine, and it can't run the model.
+    """
+    tokens = batch_tokens or tokens_that_fit(model)
+    means = None
+    if ablation == "mean":
+        means = mean_z(model, (batch for _, batch in by_length(model, prompts, tokens)))
+    engine = choose_engine(model, prompts, tokens, means)
+    if engine.name == REFERENCE and method != "exact":
+        raise InputError(
+            f"the {method} method needs the replay engine, which can't run this model "
+            f"({'; '.join(engine.passed_over)}); take --method exact"
+        )
+    job = Job("exact", engine.name, tokens, means)
+    return Prepared(job, engine, None if measured else noise(model, prompts, job))
 
 
 def choose_engine(

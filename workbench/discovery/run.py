@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,16 +15,16 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench import runs
-from workbench.batches import by_length
 from workbench.data.examples import Example
 from workbench.data.prompts import Prompt, PromptSettings, build_prompts, truncation
-from workbench.discovery import stages
-from workbench.discovery.check import Engine, choose_engine, noise
-from workbench.discovery.room import tokens_that_fit
+from workbench.discovery import check, cluster, stages
+from workbench.discovery.check import Engine, Prepared
+from workbench.discovery.cluster import RayOptions
+from workbench.discovery.crew import Crew
 from workbench.discovery.scorer import REFERENCE, Job, Method
 from workbench.discovery.screening import Screen
 from workbench.errors import InputError
-from workbench.hooks import Ablation, mean_z
+from workbench.hooks import Ablation
 from workbench.models import context_length, describe, heads_per_layer
 from workbench.scores import FORMAT, HeadScores
 
@@ -46,6 +46,7 @@ def score_heads(
     folder: Path | str | None = None,
     shard_examples: int | None = None,
     batch_tokens: int | None = None,
+    ray: RayOptions | None = None,
     progress: bool = True,
 ) -> HeadScores:
     """Measure the preference contribution score of every head on every example.
@@ -66,6 +67,8 @@ def score_heads(
             4,096 passes' worth: 128 examples of a model with 32 heads, 4 of one with 1,024.
         batch_tokens: Most tokens in a forward pass, padding counted; by default from the memory
             at hand. When memory runs out it is halved and the shard begun again.
+        ray: Score on the workers of a Ray cluster, each with its own copy of the model, loaded
+            from where `model` came from.
         progress: Show a bar on the terminal.
 
     Returns:
@@ -73,8 +76,9 @@ def score_heads(
         which engine computed them, how far it is from the reference, and the noise.
 
     Raises:
-        InputError: A prompt can't be built, the run folder holds another run or is in use, or
-            the model gives NaN; all but the last before any long work.
+        InputError: A prompt can't be built, the run folder holds another run or is in use, no
+            cluster answers, the model gives NaN, or workers were lost; all but the last two
+            before any long work.
         runs.Stopped: Ctrl-C or SIGTERM; the shards finished so far are kept.
     """
     if not examples:
@@ -100,18 +104,17 @@ def score_heads(
             stack.enter_context(runs.hold(target))
             stop = stack.enter_context(runs.stoppable())
             known = _begin(target, manifest)
-        else:
-            known = {}
         bar = stack.enter_context(
             tqdm(desc="checking the engine", unit_scale=True, disable=not progress)
         )
         shards = stages.Shards(target, shard_examples, sum(shape), stop, bar)
         if target is not None and shards.finished(len(prompts)):
             return HeadScores.load(target)
-        job = _prepare(model, prompts, ablation, method, batch_tokens, manifest, known)
+        prepare, workers = _crew(model, ray, stack)
+        prepare = partial(prepare, prompts, ablation, method)
+        job = _prepare(prepare, batch_tokens, manifest, known)
         if target is not None:
             runs.write_manifest(target, manifest)
-        workers = partial(stages.Local, model)
         if screen is not None:
             table = stages.screened(workers, job, prompts, shards, screen)
         else:
@@ -128,36 +131,35 @@ def _begin(target: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
+def _crew(
+    model: TransformerBridge, ray: RayOptions | None, stack: ExitStack
+) -> tuple[Callable[..., Prepared], Callable[[Job], stages.Worker]]:
+    """Whoever gets ready for a run and does its jobs: this process, or workers far away."""
+    if ray is None:
+        return partial(check.prepare, model), partial(stages.Local, model)
+    stack.enter_context(cluster.connect(ray))
+    crew = stack.enter_context(Crew(model, ray))
+    return crew.prepare, crew.worker
+
+
 def _prepare(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
-    ablation: Ablation,
-    method: Method,
+    prepare: Callable[[int | None, bool], Prepared],
     batch_tokens: int | None,
     manifest: dict[str, Any],
     known: dict[str, Any],
 ) -> Job:
-    """Batch size, means, engine and noise; measured once a run, the engine at every start.
+    """What `check.prepare` finds, in the manifest too; the noise is measured once a run.
 
     A run that goes on keeps its batch size: sums over other shapes differ in the last digits.
     """
-    tokens = batch_tokens or known.get("batch_tokens") or tokens_that_fit(model)
-    means = None
-    if ablation == "mean":
-        means = mean_z(model, (batch for _, batch in by_length(model, prompts, tokens)))
-    engine = choose_engine(model, prompts, tokens, means)
-    for line in _notes(engine):
+    tokens = batch_tokens or known.get("batch_tokens")
+    prepared = prepare(tokens, "noise" in manifest)
+    for line in _notes(prepared.engine):
         tqdm.write(line, file=sys.stderr)
-    if engine.name == REFERENCE and method != "exact":
-        raise InputError(
-            f"the {method} method needs the replay engine, which can't run this model "
-            f"({'; '.join(engine.passed_over)}); take --method exact"
-        )
-    job = Job("exact", engine.name, tokens, means)
-    manifest |= {"engine": engine.record(), "batch_tokens": tokens}
-    if "noise" not in manifest:
-        manifest["noise"] = noise(model, prompts, job)
-    return job
+    manifest |= {"engine": prepared.engine.record(), "batch_tokens": prepared.job.batch_tokens}
+    if prepared.noise is not None:
+        manifest["noise"] = prepared.noise
+    return prepared.job
 
 
 def _notes(engine: Engine) -> Iterator[str]:
