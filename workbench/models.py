@@ -36,8 +36,8 @@ def load_model(
     Args:
         name: `testbed`, a local folder in Hugging Face format, or a hub id.
         device: `cpu`, `cuda`, `cuda:1`; by default the GPU where there is one.
-        dtype: `float32`, `bfloat16`, `float16`; `auto` is float32 on a CPU and the checkpoint's
-            own on a GPU.
+        dtype: `float32`, `bfloat16`, `float16`; `checkpoint` is the checkpoint's own, `auto`
+            that on a GPU and float32 on a CPU.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run Python code that comes with the model. Off unless asked for.
 
@@ -110,11 +110,12 @@ def choose_device(name: str | None) -> str:
 def _dtype(
     source: str, device: str, dtype: str, revision: str | None, trust_remote_code: bool
 ) -> torch.dtype:
-    if dtype != "auto":
+    if dtype not in ("auto", "checkpoint"):
         if dtype not in DTYPES:
-            raise InputError(f"unknown dtype {dtype!r}; known are auto, {', '.join(DTYPES)}")
+            known = ", ".join(("auto", "checkpoint", *DTYPES))
+            raise InputError(f"unknown dtype {dtype!r}; known are {known}")
         return DTYPES[dtype]
-    if device == "cpu":
+    if device == "cpu" and dtype == "auto":
         return torch.float32
     from transformers import AutoConfig
 
