@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from workbench.runs import hold
+from workbench.scores import HeadScores
+
 WORKBENCH = [sys.executable, "-c", "from workbench.cli import main; main()"]
 
 
-def run(*arguments, cwd, code=0):
+def run(*arguments, cwd, code=0, first=""):
+    """Run the command line, after some Python that changes what it meets."""
     environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(
-        [*WORKBENCH, *map(str, arguments)],
+        [*WORKBENCH[:2], first + WORKBENCH[2], *map(str, arguments)],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -122,6 +127,23 @@ def test_figures_are_drawn_again_from_a_run(probed):
     assert drawn.is_file()
 
 
+def test_run_in_use_is_drawn_by_nobody_else(probed):
+    folder, _ = probed
+    with hold(folder / "run"):
+        for command in (["figures", "run"], ["probe", *PROBE, "--out", "run"]):
+            done = run(*command, cwd=folder, code=2)
+            assert f"run is in use by process {os.getpid()} on" in done.stderr
+
+
+def test_probe_of_another_version_is_refused(probed, tmp_path):
+    folder, _ = probed
+    shutil.copytree(folder / "run", tmp_path / "run")
+    path = tmp_path / "run/summary.json"
+    path.write_text(path.read_text().replace("workbench.probe/1", "workbench.probe/99"))
+    done = run("figures", "run", cwd=tmp_path, code=2)
+    assert "probe/99', written by a newer version" in done.stderr
+
+
 def test_steer_takes_a_run_a_file_or_heads(probed):
     folder, _ = probed
     common = ("--gamma", "2", "--limit", "2", "--max-new-tokens", "12", "--json")
@@ -142,8 +164,6 @@ def test_steer_says_where_its_heads_come_from(probed):
     (answer,) = json.loads(other.stdout)["answers"]
     assert answer["heads_from"] == "other users' answers to this task"
     assert len(answer["heads"].split(",")) == 2  # the run's own k
-    from workbench.scores import HeadScores
-
     own = HeadScores.load(folder / "run").data["user"].values[0]
     leak = run("steer", *common, "--user", str(own), cwd=folder)
     (answer,) = json.loads(leak.stdout)["answers"]
@@ -261,6 +281,16 @@ BAD = {
     "no heads": (["steer"], "--heads is needed"),
     "head outside": (["steer", "--heads", "L9H0"], "L9H0 is not a head of this model"),
     "no such head file": (["steer", "--heads", "nowhere.json"], "a head is written like L9H6"),
+    "unknown method": (["score", "--method", "magic"], "method must be exact or attribution or"),
+    "exact, audited": (["score", "--audit", "2"], "--audit: only for --method screened"),
+    "screen by day": (
+        ["score", "--method", "screened", "--screen-by", "day"],
+        "--screen-by must be task or user, got 'day'",
+    ),
+    "few candidates": (
+        ["score", "--method", "screened", "--candidates", "3", "--users", "1"],
+        "8 heads can't be found among 3 candidates",
+    ),
     "unknown user": (["steer", "--heads", "L0H0", "--user", "nobody"], "no user 'nobody'"),
 }
 

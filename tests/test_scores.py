@@ -322,3 +322,12 @@ def test_select_keeps_the_rows_of_users_and_tasks(scores):
         scores.select(users=["zed", "ann"])
     with pytest.raises(InputError, match="no task news"):
         scores.select(tasks=["news"])
+
+
+def test_saved_part_of_a_result_is_a_whole_run(tmp_path, scores):
+    part = scores.select(users=["ann"])
+    part.save(tmp_path)
+    loaded = HeadScores.load(tmp_path)
+    assert loaded.data.identical(part.data)
+    assert loaded.manifest["settings"] == {"examples": 2}
+    assert scores.manifest["settings"] == {"examples": 5}

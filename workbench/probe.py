@@ -33,7 +33,9 @@ from workbench.steering.decode import generate
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+FORMAT = "workbench.probe/1"
 SUMMARY = "summary.json"
+PASS_TOKENS = 8192
 SAMPLES_A_TASK = 2
 DEFAULT_SWEEP = (1, 2, 4, 8, 16)
 TABLES = ("profiles", "sparsity", "sweep")
@@ -53,7 +55,8 @@ class ProbeSettings:
         max_new_tokens: Limit of new tokens of an answer.
         seed: Seed of draws, bootstraps and random sets.
         prompt: How prompts are built.
-        batch_tokens: Most tokens in a forward pass.
+        batch_tokens: Most tokens in a forward pass; by default scoring takes what the memory at
+            hand allows, and everything else 8,192.
     """
 
     k: int = 8
@@ -64,7 +67,7 @@ class ProbeSettings:
     max_new_tokens: int = 32
     seed: int = 0
     prompt: PromptSettings = field(default_factory=PromptSettings)
-    batch_tokens: int = 8192
+    batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
         # Both refuse what they can't use; better now than after hours of scoring.
@@ -73,6 +76,11 @@ class ProbeSettings:
             raise InputError(f"ablation must be zero or mean, got {self.ablation!r}")
         if self.draws < 1:
             raise InputError(f"the random control needs at least 1 draw, got {self.draws}")
+
+    @property
+    def pass_tokens(self) -> int:
+        """Most tokens in a forward pass of what isn't scoring."""
+        return self.batch_tokens or PASS_TOKENS
 
     def head_counts(self, heads: int) -> list[int]:
         """The sweep's K for a model with so many heads.
@@ -165,7 +173,8 @@ def probe(
         say: Told what begins, in a line.
 
     Raises:
-        InputError: Anything is wrong with model, data or settings; before long work.
+        InputError: Anything is wrong with model, data or settings, or another process works in
+            the folder; before long work.
     """
     settings = settings or ProbeSettings()
     folder = Path(folder)
@@ -177,25 +186,48 @@ def probe(
         settings.prompt,
         new_tokens=settings.max_new_tokens,
     )
-    say(f"Scoring {sum(heads_per_layer(model))} heads on {len(discovery)} examples")
-    scores = score_heads(
-        model,
-        discovery,
-        settings.ablation,
-        prompt=settings.prompt,
-        folder=folder,
-        batch_tokens=settings.batch_tokens,
-        progress=progress,
-    )
-    say(f"Measuring on {len(evaluation)} examples of other users")
-    found = Probe(
+    with runs.hold(folder):
+        say(f"Scoring {sum(heads_per_layer(model))} heads on {len(discovery)} examples")
+        scores = score_heads(
+            model,
+            discovery,
+            settings.ablation,
+            prompt=settings.prompt,
+            folder=folder,
+            batch_tokens=settings.batch_tokens,
+            progress=progress,
+        )
+        say(f"Measuring on {len(evaluation)} examples of other users")
+        found = _measure(model, evaluation, scores, folder, settings, counts, progress)
+        users = {
+            "discovery": len({example.user for example in discovery}),
+            "evaluation": len({example.user for example in evaluation}),
+        }
+        data = runs.digest([(p.example.name, p.ids, p.target_ids) for p in prompts])
+        summary = _summary(found, settings, users, truncation(prompts))
+        result = replace(found, summary={**summary, "evaluation_sha256": data})
+        _keep(result, folder, settings)
+    return result
+
+
+def _measure(
+    model: TransformerBridge,
+    evaluation: Sequence[Example],
+    scores: HeadScores,
+    folder: Path,
+    settings: ProbeSettings,
+    counts: Sequence[int],
+    progress: bool,
+) -> Probe:
+    """Everything after the scores; the summary is still empty."""
+    return Probe(
         scores=scores,
         overlap=user_overlap(scores, settings.k, seed=settings.seed),
         profiles=profile_value(
             model,
             evaluation,
             prompt=settings.prompt,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=settings.pass_tokens,
             seed=settings.seed,
         ),
         sparsity=sparsity(scores, seed=settings.seed),
@@ -210,21 +242,12 @@ def probe(
             max_new_tokens=settings.max_new_tokens,
             prompt=settings.prompt,
             folder=folder,
-            batch_tokens=settings.batch_tokens,
+            batch_tokens=settings.pass_tokens,
             progress=progress,
         ),
         samples=_samples(model, evaluation, scores, settings),
         summary={},
     )
-    users = {
-        "discovery": len({example.user for example in discovery}),
-        "evaluation": len({example.user for example in evaluation}),
-    }
-    data = runs.digest([(p.example.name, p.ids, p.target_ids) for p in prompts])
-    summary = _summary(found, settings, users, truncation(prompts))
-    result = replace(found, summary={**summary, "evaluation_sha256": data})
-    _keep(result, folder, settings)
-    return result
 
 
 def _summary(
@@ -235,10 +258,13 @@ def _summary(
 ) -> dict[str, Any]:
     """The findings in words and the tables behind them, as plain values for JSON."""
     summary = {
-        "format": "workbench.probe/1",
+        "format": FORMAT,
         "findings": {
             "profile": verdict.profile_lines(found.profiles),
-            "heads": verdict.sparsity_lines(found.sparsity),
+            "heads": [
+                *verdict.sparsity_lines(found.sparsity),
+                *verdict.noise_lines(found.scores.mean("task", seed=settings.seed)),
+            ],
             "users": [verdict.overlap_line(found.overlap.attrs)],
             "steering": verdict.sweep_lines(found.sweep, settings.k),
         },
@@ -277,7 +303,7 @@ def _samples(
         options: dict[str, Any] = {
             "max_new_tokens": settings.max_new_tokens,
             "prompt": settings.prompt,
-            "batch_tokens": settings.batch_tokens,
+            "batch_tokens": settings.pass_tokens,
         }
         plain = generate(model, asked, **options)
         steered = generate(model, asked, DPS(heads[task], settings.gamma), **options)
@@ -314,13 +340,15 @@ def load_probe(folder: Path | str) -> Probe:
     """Open what a finished probe wrote.
 
     Raises:
-        InputError: The folder holds no finished probe.
+        InputError: The folder holds no finished probe, or one of another version.
     """
     folder = Path(folder)
     scores = HeadScores.load(folder)
     if not (folder / SUMMARY).is_file():
         raise InputError(f"{folder}: the probe isn't finished; run the same command again")
     summary = runs.read_json(folder / SUMMARY)
+    found = summary.get("format") if isinstance(summary, dict) else None
+    runs.check_format(folder / SUMMARY, found, FORMAT)
     read = {name: tables.load(folder / "tables" / f"{name}.json") for name in TABLES}
     overlap = tables.load(folder / "tables" / "overlap.json")["jaccard"]
     return Probe(scores, overlap, **read, samples=summary["samples"], summary=summary)

@@ -167,7 +167,10 @@ class HeadScores:
             if unknown:
                 raise InputError(f"no {by} {', '.join(unknown)} in these scores")
             keep &= np.isin(labels, list(names))
-        return HeadScores(self.data.isel(example=np.flatnonzero(keep)), self.manifest)
+        part = self.data.isel(example=np.flatnonzero(keep))
+        # How many examples a saved run must hold; all else says where these come from.
+        settings = {**self.manifest.get("settings", {}), "examples": part.sizes["example"]}
+        return HeadScores(part, {**self.manifest, "settings": settings})
 
     def mean(self, by: By = "all", level: float = 0.95, seed: int = 0) -> xr.Dataset:
         """Mean score of every head in each group, with bootstrap intervals.

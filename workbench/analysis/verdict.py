@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
@@ -46,6 +47,69 @@ def sparsity_lines(table: xr.Dataset) -> list[str]:
             f"{int(row['negative'])} below, {heads * 0.025:.1f} each expected of inert heads."
         )
     return lines
+
+
+def noise_lines(means: xr.Dataset) -> list[str]:
+    """How many heads' means are no larger than what rounding moves them by; a group a line."""
+    lines = []
+    for name in means["group"].values:
+        row = means.sel(group=name)
+        below = int(row["below_noise"].sum())
+        if below:
+            heads = int(row["mean"].notnull().sum())
+            lines.append(
+                f"{name}: {below} of {heads} heads are below the noise floor: rounding alone moves "
+                f"a mean over {int(row['examples'])} examples by {float(row['noise_floor']):.2g} "
+                "nats per token."
+            )
+    return lines
+
+
+def engine_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """What computed the scores, how far it is from the reference, and how much rounding does."""
+    engine, noise, lines = manifest.get("engine"), manifest.get("noise"), []
+    if engine:
+        lines = [f"passed over: {reason}." for reason in engine["passed_over"]]
+        if engine["difference"] is None:
+            first = "the reference itself, one whole pass a head."
+        else:
+            first = (
+                f"{engine['name']}; at most {engine['difference']:.2g} nats per token from the "
+                f"reference on {engine['compared']} scores ({engine['tolerance']:.2g} allowed)."
+            )
+        lines.insert(0, f"Engine: {first}")
+    if noise:
+        lines.append(
+            f"Noise: rounding alone moves one example's score by up to {noise['p95']:.2g} (95 %), "
+            "a mean over n examples by that over the root of n."
+        )
+    return lines
+
+
+def screening_lines(table: xr.Dataset) -> list[str]:
+    """What a screened run scored exactly, and how much it may have missed."""
+    lines = []
+    for name in table["group"].values:
+        row = table.sel(group=name)
+        lines.append(
+            f"{name}: {int(row['scored'])} of {table.attrs['heads']} heads scored exactly, "
+            f"{int(row['audited'])} of them drawn at random to audit the rest; "
+            f"{int(row['hits'])} of those are in the top {table.attrs['k']}."
+        )
+    return [*lines, f"{bound_line(table.attrs)}."]
+
+
+def bound_line(attrs: Mapping[str, Any]) -> str:
+    """The bound on what a screened run missed, in words."""
+    k, by = attrs["k"], attrs["by"]
+    if attrs["unscored"] == 0:
+        return "Every head was scored exactly, so none can have been missed"
+    if attrs["upper"] >= k:
+        return f"Too few audited heads to tell how many of the top {k} of a {by} were missed"
+    return (
+        f"At most {attrs['upper']:.1f} of the top {k} of a {by} missed on average (95 %): "
+        f"{attrs['hits']} of {attrs['audited']} audited heads belong to them"
+    )
 
 
 def overlap_line(attrs: dict[str, Any]) -> str:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from workbench.cli import failures
 from workbench.cli import options as opt
 from workbench.cli.bench import bench
 from workbench.cli.sizes import plan
@@ -38,34 +37,12 @@ def main() -> None:
     """Run the command line; what a user can put right ends in one message and exit code 2."""
     try:
         app()
-    except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
     except Exception as error:
-        # torch's own class; importing torch for its name would cost every command a second.
-        if type(error).__name__ not in ("OutOfMemoryError", "AcceleratorError"):
+        text = failures.message(error)
+        if text is None:
             raise
-        first = str(error).split("\n")[0]
-        typer.echo(
-            f"error: {first} Lower --batch-tokens and run the same command again; what is "
-            "finished is kept",
-            err=True,
-        )
+        typer.echo(f"error: {text}", err=True)
         sys.exit(2)
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = len(list((folder / "scores").glob("*.parquet")))
-        typer.echo(
-            f"\nstopped; {kept} finished shards of scores are kept in {folder}. Run the same "
-            "command again to go on",
-            err=True,
-        )
-        raise typer.Exit(130) from None
 
 
 def _prompt(
@@ -103,12 +80,13 @@ def probe(
     revision: opt.Revision = None,
     trust_remote_code: opt.TrustRemoteCode = False,
     threads: opt.Threads = None,
-    batch_tokens: opt.BatchTokens = 8192,
+    batch_tokens: opt.FreeBatchTokens = None,
     seed: opt.Seed = 0,
     out: opt.Out = None,
     as_json: opt.Json = False,
 ) -> None:
     """The main job: score heads, analyse, sweep, steer; writes figures and report.html."""
+    from workbench import runs
     from workbench.cli import show
     from workbench.probe import ProbeSettings, discovery_and_evaluation
     from workbench.probe import probe as run_probe
@@ -127,14 +105,15 @@ def probe(
     if data == "testbed" and users is None:
         users = 16
     discovery, evaluation = discovery_and_evaluation(data, split, root, users, eval_users, seed)
-    bridge = opt.open_model(model, device, dtype, revision, trust_remote_code, threads)
     folder = opt.run_folder(out, model, data)
-    with _resumable(folder):
+    with failures.resumable(folder):
+        bridge = opt.open_model(model, device, dtype, revision, trust_remote_code, threads)
         result = run_probe(
             bridge, discovery, evaluation, folder, settings, progress=not as_json, say=show.step
         )
         show.step("Drawing figures and writing the report")
-        note = show.write_pictures(result, folder)
+        with runs.hold(folder):
+            note = show.write_pictures(result, folder)
     if as_json:
         typer.echo(json.dumps(result.summary, indent=1))
     else:
@@ -148,7 +127,11 @@ def score(
     root: opt.Root = None,
     split: opt.Split = None,
     users: opt.Users = None,
-    k: Annotated[int, typer.Option("-k", help="How many heads to show.")] = 8,
+    k: Annotated[int, typer.Option("-k", help="Heads to show, and to screen for.")] = 8,
+    method: opt.Method = "exact",
+    screen_by: opt.ScreenBy = None,
+    candidates: opt.Candidates = None,
+    audit: opt.Audit = None,
     ablation: opt.Ablation = "zero",
     style: opt.Style = "plain",
     items: opt.Items = 5,
@@ -160,42 +143,42 @@ def score(
     revision: opt.Revision = None,
     trust_remote_code: opt.TrustRemoteCode = False,
     threads: opt.Threads = None,
-    batch_tokens: opt.BatchTokens = 8192,
+    batch_tokens: opt.FreeBatchTokens = None,
     seed: opt.Seed = 0,
     out: opt.Out = None,
     as_json: opt.Json = False,
 ) -> None:
     """Score every head on every example (PCS), and nothing more."""
-    from workbench import tables
-    from workbench.analysis.sparsity import sparsity
     from workbench.cli import show
     from workbench.data.sources import load_examples
     from workbench.discovery.run import score_heads
     from workbench.heads import check_k
     from workbench.models import heads_per_layer
 
+    screen = opt.screen(method, k, screen_by, candidates, audit, seed)
     prompt = _prompt(style, items, ranking, max_prompt_tokens, max_new_tokens)
     examples = load_examples(data, split, root, users=users, seed=seed)
-    bridge = opt.open_model(model, device, dtype, revision, trust_remote_code, threads)
-    check_k(k, sum(heads_per_layer(bridge)))
     folder = opt.run_folder(out, model, data)
-    with _resumable(folder):
+    with failures.resumable(folder):
+        bridge = opt.open_model(model, device, dtype, revision, trust_remote_code, threads)
+        check_k(k, sum(heads_per_layer(bridge)))
         scores = score_heads(
             bridge,
             examples,
             cast(Any, ablation),
+            method=cast(Any, method),
+            screen=screen,
             prompt=prompt,
             folder=folder,
             batch_tokens=batch_tokens,
             progress=not as_json,
         )
-    top = scores.top(k, "task")
+    by = screen.by if screen else "task"
+    top = scores.top(k, by)
     if as_json:
-        heads = {task: [str(head) for head in heads] for task, heads in top.items()}
-        rows = tables.records(sparsity(scores))
-        typer.echo(json.dumps({"run": str(folder), "top": heads, "sparsity": rows}, indent=1))
+        typer.echo(json.dumps(show.scores_json(scores, top, by, folder), indent=1))
     else:
-        show.scores(scores, top, folder)
+        show.scores(scores, top, by, folder)
 
 
 @app.command()
@@ -204,10 +187,13 @@ def figures(
     as_json: opt.Json = False,
 ) -> None:
     """Draw a run's figures and its report again: HTML, PNG, SVG and CSV."""
+    from workbench import runs
     from workbench.cli import show
     from workbench.probe import load_probe
 
-    note = show.write_pictures(load_probe(run), run)
+    runs.read_manifest(run)  # refuses what is no run before `hold` makes it a folder
+    with runs.hold(run):
+        note = show.write_pictures(load_probe(run), run)
     written = sorted(str(path) for path in (run / "figures").iterdir())
     if as_json:
         typer.echo(json.dumps({"written": written, "note": note}, indent=1))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from workbench.errors import InputError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_MODEL, _DATA, _PROMPT, _RUN = "Model", "Data", "Prompt", "Run"
+    from workbench.discovery.screening import Screen
+
+_MODEL, _DATA, _PROMPT, _RUN, _SCREEN = "Model", "Data", "Prompt", "Run", "Screening"
 
 Model = Annotated[
     str, typer.Argument(help="Hub id, local folder, or `testbed`.", show_default=True)
@@ -73,6 +77,44 @@ BatchTokens = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+FreeBatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Most tokens in a forward pass; if unset, scoring takes what the memory at hand "
+        "allows and everything else 8,192.",
+        rich_help_panel=_RUN,
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="exact; attribution, an estimate from gradients; or screened, exact scores for the "
+        "heads that the estimate finds promising.",
+        rich_help_panel=_RUN,
+    ),
+]
+ScreenBy = Annotated[
+    str | None,
+    typer.Option(
+        help="Screen for the top K of each task or each user; task if unset.",
+        rich_help_panel=_SCREEN,
+    ),
+]
+Candidates = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Heads scored exactly for each; 2 K + 4 if unset.", rich_help_panel=_SCREEN
+    ),
+]
+Audit = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Random other heads scored exactly, to bound what is missed; K / 4 if unset.",
+        rich_help_panel=_SCREEN,
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(help="Run folder; runs/NAME by default.", rich_help_panel=_RUN)
 ]
@@ -105,3 +147,24 @@ def run_folder(out: Path | None, model: str, data: str) -> Path:
         return out
     name = Path(model).name if Path(model).is_dir() else model.replace("/", "--")
     return Path("runs") / f"{name}-{data.removeprefix('lamp:')}"
+
+
+def screen(
+    method: str, k: int, by: str | None, candidates: int | None, audit: int | None, seed: int
+) -> Screen | None:
+    """How to screen, for the screened method.
+
+    Raises:
+        InputError: The options don't go together.
+    """
+    from workbench.discovery.screening import Screen
+
+    if method != "screened":
+        given = {"--screen-by": by, "--candidates": candidates, "--audit": audit}
+        unused = [name for name, value in given.items() if value is not None]
+        if unused:
+            raise InputError(f"{', '.join(unused)}: only for --method screened, got {method!r}")
+        return None
+    if by not in (None, "task", "user"):
+        raise InputError(f"--screen-by must be task or user, got {by!r}")
+    return Screen(k, cast(Any, by or "task"), candidates, audit, seed)

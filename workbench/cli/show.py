@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from workbench import report
+from workbench import report, tables
+from workbench.analysis import verdict
+from workbench.analysis.screened import screened
+from workbench.analysis.sparsity import sparsity
 from workbench.figures import save
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from workbench.heads import HeadSet
     from workbench.probe import Probe
-    from workbench.scores import HeadScores
+    from workbench.scores import By, HeadScores
+
+ESTIMATE = "attribution"
+MOST_TABLES = 10
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -71,21 +79,72 @@ def summary(result: Probe, folder: Path, note: str) -> None:
     _out.print(f"Figures: {escape(str(folder / 'figures'))}", soft_wrap=True)
 
 
-def scores(result: HeadScores, top: Mapping[str, HeadSet], folder: Path) -> None:
-    """The highest heads of each task with their intervals."""
-    means = result.mean("task")
-    for task, heads in top.items():
-        table = Table(title=f"\n{escape(task)}: PCS, nats per target token", title_justify="left")
-        for name in ("head", "PCS", "95 % interval"):
-            table.add_column(name, justify="right")
-        for head in heads:
-            cell = means.sel(group=task, layer=head.layer, head=head.head)
-            low, high = float(cell["low"]), float(cell["high"])
-            table.add_row(str(head), f"{float(cell['mean']):.4f}", f"{low:.4f} to {high:.4f}")
-        _out.print(table)
-        if heads.ties:
-            _out.print(f"{heads.ties} more heads tie with the last one; lower layers go first")
+def scores(result: HeadScores, top: Mapping[str, HeadSet], by: By, folder: Path) -> None:
+    """The highest heads of each group with their intervals, and how far they can be trusted."""
+    means = result.mean(by)
+    method = result.manifest["settings"]["method"]
+    for name in list(top)[:MOST_TABLES]:
+        _ranking(means.sel(group=name), top[name], "estimate" if method == ESTIMATE else "PCS")
+    if len(top) > MOST_TABLES:
+        _out.print(f"\n{len(top) - MOST_TABLES} more {by}s are in the run folder")
+    _out.print()
+    lines = verdict.noise_lines(means.isel(group=slice(MOST_TABLES)))
+    if method == ESTIMATE:
+        lines.append(
+            "The gradient estimate, no exact score: saturation, cancellation and curvature put "
+            "heads out of order; workbench/discovery/attribution.py says how."
+        )
+    elif method == "screened":
+        lines += verdict.screening_lines(screened(result).isel(group=slice(MOST_TABLES)))
+    for line in [*lines, *verdict.engine_lines(result.manifest)]:
+        _out.print(f"- {escape(line)}")
     _out.print(f"Scores: {escape(str(folder))}", soft_wrap=True)
+
+
+def _ranking(means: xr.Dataset, heads: HeadSet, what: str) -> None:
+    title = f"\n{escape(means['group'].item())}: {what}, nats per target token"
+    table = Table(title=title, title_justify="left")
+    below = [bool(means["below_noise"].sel(layer=h.layer, head=h.head)) for h in heads]
+    for name in ("head", what, "95 % interval", *(["noise"] if any(below) else [])):
+        table.add_column(name, justify="right")
+    for head, under in zip(heads, below, strict=True):
+        cell = means.sel(layer=head.layer, head=head.head)
+        low, high = float(cell["low"]), float(cell["high"])
+        marks = ["below the floor" if under else ""] if any(below) else []
+        table.add_row(str(head), f"{float(cell['mean']):.4f}", f"{low:.4f} to {high:.4f}", *marks)
+    _out.print(table)
+    if heads.ties:
+        _out.print(f"{heads.ties} more heads tie with the last one; lower layers go first")
+
+
+def scores_json(
+    result: HeadScores, top: Mapping[str, HeadSet], by: By, folder: Path
+) -> dict[str, Any]:
+    """The same for a program. `sparsity` needs a score of every head; screened runs have none."""
+    method = result.manifest["settings"]["method"]
+    means = result.mean(by)
+    below = {
+        name: [
+            str(head)
+            for head in heads
+            if means["below_noise"].sel(group=name, layer=head.layer, head=head.head)
+        ]
+        for name, heads in top.items()
+    }
+    found = {
+        "run": str(folder),
+        "method": method,
+        "by": by,
+        "top": {name: [str(head) for head in heads] for name, heads in top.items()},
+        "below_noise": below,
+        "engine": result.manifest.get("engine"),
+        "noise": result.manifest.get("noise"),
+    }
+    if method == "screened":
+        audit = screened(result)
+        bound = {**audit.attrs, "words": verdict.bound_line(audit.attrs)}
+        return tables.plain({**found, "screening": {"groups": tables.records(audit), **bound}})
+    return tables.plain({**found, "sparsity": tables.records(sparsity(result))})
 
 
 def answers(rows: Sequence[Mapping[str, str]], gamma: float) -> None:

@@ -12,6 +12,7 @@ import xarray as xr
 from workbench.errors import InputError
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, interval, missing, shorten, thinned
+from workbench.figures.marks import LEGEND, below_noise, hollow_dot, hover_note, legend, not_scored
 from workbench.figures.template import DIVERGING, DPS, FAINT, GAP, INK, finish, whiskers
 from workbench.heads import Head, rank
 from workbench.scores import By, HeadScores
@@ -31,7 +32,8 @@ def user_heatmaps(scores: HeadScores, by: By = "user", limit: int = 10) -> go.Fi
 
     Returns:
         Layers upwards from L0, heads to the right; colour centred at 0; a head that isn't there
-        or wasn't scored is a grey gap. Hovering names the head with its 95 % interval.
+        is a grey gap, one that wasn't scored a stroke on light grey. A dot marks a mean that is
+        below the noise floor. Hovering names the head with its 95 % interval.
 
     Raises:
         InputError: There is nothing to draw.
@@ -39,18 +41,25 @@ def user_heatmaps(scores: HeadScores, by: By = "user", limit: int = 10) -> go.Fi
     shown, total = _first(scores, by, limit)
     table = shown.mean(by)
     names = table["group"].values.tolist()
-    grid = _heatmap_grid(len(names), table.sizes["layer"], table.sizes["head"])
+    absent = _unscored(shown, table)
+    marked = int(absent.any()) + int(table["below_noise"].any())
+    grid = _heatmap_grid(len(names), table.sizes["layer"], table.sizes["head"], marked)
     side = grid.widths[0]
+    cell = min(side / table.sizes["head"], grid.height / table.sizes["layer"])
     figure = grid.figure([_panel_title(name, by, int(side / 7.5)) for name in names])
     for i, name in enumerate(names):
         place, left, low = grid.place(i), grid.leftmost(i), grid.lowest(i)
-        figure.add_trace(_heatmap(table.sel(group=name)), **place)
+        group = table.sel(group=name)
+        figure.add_trace(_heatmap(group), **place)
+        for trace in (*not_scored(name, absent[i], cell), *below_noise(group, cell)):
+            figure.add_trace(trace, **place)
         figure.update_xaxes(title_text="head" if low else None, showticklabels=low, **place)
         figure.update_yaxes(title_text="layer" if left else None, showticklabels=left, **place)
     # One pair of axes for all: zooming into a head shows it for every group.
     figure.update_xaxes(matches="x", **_cells(table.sizes["head"], side / 26))
     figure.update_yaxes(matches="y", **_cells(table.sizes["layer"], grid.height / 17))
     figure.update_layout(coloraxis=_centred(table["mean"].values))
+    legend(figure, grid)
     finish(figure, *_heatmap_titles(shown, table, by, total))
     return figure.update_layout(plot_bgcolor=GAP)
 
@@ -65,7 +74,8 @@ def ranked_heads(scores: HeadScores, by: By = "all", limit: int = 20) -> go.Figu
 
     Returns:
         Dots with whiskers, the highest at the top, and a line at 0. A mean without an interval
-        has no whiskers.
+        has no whiskers; one below the noise floor is a hollow dot. Heads that weren't scored are
+        left out.
 
     Raises:
         InputError: There is nothing to draw.
@@ -76,9 +86,16 @@ def ranked_heads(scores: HeadScores, by: By = "all", limit: int = 20) -> go.Figu
     table = shown.mean(by)
     names = table["group"].values.tolist()
     rows = min(limit, int((~np.isnan(table["mean"].values)).sum(axis=(1, 2)).max()))
+    if not rows:
+        raise InputError(
+            f"no head was scored on all examples of a group by {by}; draw the groups that the "
+            "heads were screened for"
+        )
     columns = min(len(names), 3)
     widths = (630,) if columns == 1 else ((870 - 66 * (columns - 1)) / columns,) * columns
-    grid = Grid(len(names), widths, 19 * rows + 12, gap=(66, 84), left=66, right=24, bottom=52)
+    marked = any(_ranked_below(table.sel(group=name), rows) for name in names)
+    top = 24 + LEGEND * marked
+    grid = Grid(len(names), widths, 19 * rows + 12, (66, 84), 66, right=24, bottom=52, top=top)
     figure = grid.figure([_panel_title(name, by, 32) for name in names])
     for i, name in enumerate(names):
         dots = _ranking(table.sel(group=name), rows)
@@ -93,6 +110,9 @@ def ranked_heads(scores: HeadScores, by: By = "all", limit: int = 20) -> go.Figu
         zerolinecolor=INK,
         zerolinewidth=1,
     )
+    if marked:
+        figure.add_trace(hollow_dot(), **grid.place(0))
+        legend(figure, grid)
     return finish(figure, *_ranking_titles(shown, table, by, total, rows))
 
 
@@ -110,7 +130,14 @@ def _first(scores: HeadScores, by: By, limit: int) -> tuple[HeadScores, int]:
     return (scores.select(tasks=names[:limit]) if by == "task" else scores), len(names)
 
 
-def _heatmap_grid(number: int, layers: int, heads: int) -> Grid:
+def _unscored(scores: HeadScores, table: xr.Dataset) -> np.ndarray:
+    """Heads that the model has and the group has no mean of, [group, layer, head]."""
+    shape = np.asarray(scores.heads_per_layer)
+    exists = np.arange(table.sizes["head"])[None, :] < shape[:, None]
+    return np.isnan(table["mean"].values) & exists
+
+
+def _heatmap_grid(number: int, layers: int, heads: int, marked: int) -> Grid:
     rows = math.ceil(number / 5)
     columns = math.ceil(number / rows)
     gap, room = 24, 690
@@ -118,7 +145,8 @@ def _heatmap_grid(number: int, layers: int, heads: int) -> Grid:
     # Cells are square where that makes a panel neither flat nor taller than is useful; a single
     # row must be as tall as the title of the colour bar is long.
     height = min(max(side * layers / heads, 190 if rows == 1 else 84), max(side, 240))
-    return Grid(number, (side,) * columns, height, gap=(gap, 42), left=58, right=96, bottom=48)
+    top = 24 + LEGEND * marked
+    return Grid(number, (side,) * columns, height, (gap, 42), 58, right=96, bottom=48, top=top)
 
 
 def _cells(number: int, labels: float) -> dict[str, object]:
@@ -131,11 +159,11 @@ def _panel_title(name: str, by: By, letters: int) -> str:
     return "" if by == "all" else shorten(name, letters)
 
 
-def _hover(name: str, head: Head, numbers: Sequence[float], examples: int) -> str:
+def _hover(group: xr.Dataset, head: Head, numbers: Sequence[float]) -> str:
     mean, low, high = numbers
     return (
-        f"{escape(name)}<br><b>{head}</b> {interval(mean, low, high, '+.4f')}<br>{UNITS}<br>"
-        f"{count(examples, 'example')}"
+        f"{escape(group['group'].item())}<br><b>{head}</b> {interval(mean, low, high, '+.4f')}<br>"
+        f"{UNITS}<br>{count(int(group['examples']), 'example')}{hover_note(group, head)}"
     )
 
 
@@ -145,7 +173,7 @@ def _columns(group: xr.Dataset) -> np.ndarray:
 
 
 def _heatmap(group: xr.Dataset) -> go.Heatmap:
-    name, examples, cells = group["group"].item(), int(group["examples"]), _columns(group)
+    cells = _columns(group)
     layers, heads, _ = cells.shape
     # Gaps between small cells would take more room than the cells.
     gap = 0 if max(layers, heads) > 16 else 1
@@ -155,7 +183,7 @@ def _heatmap(group: xr.Dataset) -> go.Heatmap:
         hoverinfo="text",
         hovertext=[
             [
-                "" if missing(cell[0]) else _hover(name, Head(layer, h), cell, examples)
+                "" if missing(cell[0]) else _hover(group, Head(layer, h), cell)
                 for h, cell in enumerate(row)
             ]
             for layer, row in enumerate(cells.tolist())
@@ -192,31 +220,49 @@ def _which(scores: HeadScores, by: By, total: int) -> str:
     return f"{part}; mean over each {by}'s examples"
 
 
+def _what(scores: HeadScores) -> str:
+    estimated = scores.manifest.get("settings", {}).get("method") == "attribution"
+    return "estimated PCS" if estimated else "PCS"
+
+
 def _heatmap_titles(
     scores: HeadScores, table: xr.Dataset, by: By, total: int
 ) -> tuple[str, list[str]]:
-    title = "PCS of every head" + ("" if by == "all" else f", {by} by {by}")
-    gaps = "; grey: no such head, or not scored" if np.isnan(table["mean"].values).any() else ""
+    what = _what(scores)
+    title = f"{what[0].upper()}{what[1:]} of every head" + (
+        "" if by == "all" else f", {by} by {by}"
+    )
+    missing_heads = np.isnan(table["mean"].values) & ~_unscored(scores, table)
+    gaps = "; grey: no such head" if missing_heads.any() else ""
     meaning = "red: the loss rises without the head, it helps; blue: it hurts; white: 0"
     return title, [_which(scores, by, total), meaning + gaps]
 
 
+def _ranked_below(group: xr.Dataset, limit: int) -> bool:
+    """Whether any head of a ranking is below the noise floor."""
+    best = rank(group["mean"].values)[:limit]
+    return any(group["below_noise"].values[head.layer, head.head] for head in best)
+
+
 def _ranking(group: xr.Dataset, limit: int) -> go.Scatter:
-    name, examples, cells = group["group"].item(), int(group["examples"]), _columns(group)
+    cells = _columns(group)
     best = rank(cells[..., 0])[:limit]
     numbers = np.array([cells[head.layer, head.head] for head in best]).reshape(-1, 3)
     mean, low, high = numbers.T.tolist()
+    below = [bool(group["below_noise"].values[head.layer, head.head]) for head in best]
     return go.Scatter(
         x=mean,
         y=[-i for i in range(len(best))],
         mode="markers",
-        marker={"color": DPS, "size": 8},
+        marker={
+            "color": ["white" if under else DPS for under in below],
+            "size": 8,
+            "line": {"color": DPS, "width": 1.5},
+        },
         error_x=whiskers(mean, low, high, FAINT),
         customdata=[str(head) for head in best],
         hoverinfo="text",
-        hovertext=[
-            _hover(name, h, n, examples) for h, n in zip(best, numbers.tolist(), strict=True)
-        ],
+        hovertext=[_hover(group, h, n) for h, n in zip(best, numbers.tolist(), strict=True)],
         showlegend=False,
     )
 
@@ -225,7 +271,9 @@ def _ranking_titles(
     scores: HeadScores, table: xr.Dataset, by: By, total: int, rows: int
 ) -> tuple[str, list[str]]:
     heads = int((~np.isnan(table["mean"].values)).any(axis=0).sum())
-    title = f"Heads by mean PCS: the highest {rows} of {heads}"
+    title = f"Heads by mean {_what(scores)}: the highest {rows} of {heads}"
+    if heads < sum(scores.heads_per_layer):
+        title += " scored"
     unit = "example" if by == "user" else "user"
     note = f"whiskers: 95 % intervals from resampled {unit}s, not corrected for picking the highest"
     if np.isnan(table["low"].values).all():

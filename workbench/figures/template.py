@@ -39,6 +39,8 @@ DIVERGING = (
 # ColorBrewer's Blues without the lightest, so that 0 is not taken for a blank.
 SEQUENTIAL = ("#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c")
 GAP = "#d4d4d4"
+# Between the gap and white, which is 0; a stroke across the cell tells it from both.
+UNSCORED = "#ededed"
 INK = "#222222"
 FAINT = "#666666"
 # Metric-compatible fonts first: a picture made in a container is laid out like one on a desktop.

@@ -1,0 +1,102 @@
+"""Marks over cells and dots: means below the noise floor, and heads that were not scored."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from workbench.figures.grid import Grid
+from workbench.figures.labels import escape
+from workbench.figures.template import DPS, FAINT, INK, UNSCORED
+from workbench.heads import Head
+
+LEGEND = 28  # pixels that a legend takes above the panels
+BELOW = "below the noise floor: rounding alone moves a mean by as much"
+NOT_SCORED = "not scored"
+DOT = 0.2  # of a cell
+LARGEST = 7.0
+
+
+def below_noise(group: xr.Dataset, cell: float) -> list[go.Scatter]:
+    """A dot on every cell whose mean is below the noise floor; nothing where none is.
+
+    Args:
+        group: One group of `HeadScores.mean`.
+        cell: Pixels across a cell.
+    """
+    layers, heads = np.nonzero(group["below_noise"].values)
+    if not len(layers):
+        return []
+    size = min(max(cell * DOT, 1.5), LARGEST)
+    return [_points(layers, heads, BELOW, {"color": INK, "size": size, "opacity": 0.7})]
+
+
+def not_scored(name: str, absent: np.ndarray, cell: float) -> list[go.Heatmap | go.Scatter]:
+    """A light cell with a stroke for every head that was not scored; nothing where none is.
+
+    Args:
+        name: The group's name.
+        absent: True at those heads, [layer, head].
+        cell: Pixels across a cell.
+    """
+    layers, heads = np.nonzero(absent)
+    if not len(layers):
+        return []
+    fill = go.Heatmap(
+        z=np.where(absent, 1.0, np.nan),
+        colorscale=[[0, UNSCORED], [1, UNSCORED]],
+        showscale=False,
+        hoverinfo="text",
+        hovertext=[
+            [
+                f"{escape(name)}<br><b>{Head(layer, h)}</b> {NOT_SCORED}" if out else ""
+                for h, out in enumerate(row)
+            ]
+            for layer, row in enumerate(absent.tolist())
+        ],
+    )
+    line = {"color": FAINT, "width": 1}
+    size = min(max(cell * 0.45, 2.0), 2 * LARGEST)
+    marker = {"symbol": "line-ne", "size": size, "line": line, "opacity": 0.5}
+    return [fill, _points(layers, heads, NOT_SCORED, marker)]
+
+
+def hollow_dot() -> go.Scatter:
+    """The legend's entry for a hollow dot, which is drawn nowhere."""
+    marker = {"color": "white", "size": 8, "line": {"color": DPS, "width": 1.5}}
+    none = np.array([np.nan])
+    return _points(none, none, BELOW, marker)
+
+
+def hover_note(group: xr.Dataset, head: Head) -> str:
+    """A line for the hover text of a mean below the noise floor; empty for any other."""
+    if not group["below_noise"].values[head.layer, head.head]:
+        return ""
+    return f"<br>below the noise floor, {float(group['noise_floor']):.2g}"
+
+
+def legend(figure: go.Figure, grid: Grid) -> None:
+    """Name each kind of mark once, above the titles of the first row."""
+    seen: set[str] = set()
+    for trace in figure.data:
+        if trace.legendgroup:
+            trace.showlegend = trace.legendgroup not in seen
+            seen.add(trace.legendgroup)
+    figure.update_layout(
+        legend={"x": 0, "xanchor": "left", "y": 1 + 24 / grid.inner[1], "yanchor": "bottom"}
+    )
+
+
+def _points(
+    layers: np.ndarray, heads: np.ndarray, name: str, marker: dict[str, object]
+) -> go.Scatter:
+    return go.Scatter(
+        x=heads,
+        y=layers,
+        name=name,
+        legendgroup=name,
+        mode="markers",
+        marker=marker,
+        hoverinfo="skip",
+    )
