@@ -16,6 +16,7 @@ import pytest
 
 import workbench as wb
 from workbench import runs
+from workbench.cli import options as opt
 from workbench.discovery import cluster, crew, stages
 from workbench.discovery.cluster import RayOptions, seats
 from workbench.discovery.crew import Crew
@@ -245,6 +246,22 @@ def test_workers_get_a_gpu_each_or_equal_shares_of_the_cpus(nodes, workers, expe
 def test_more_workers_than_fit_are_refused(cpus, gpus, told):
     with pytest.raises(wb.InputError, match=f"5 workers don't fit into a cluster of {told}"):
         seats([{"CPU": cpus, "GPU": gpus}], 5)
+
+
+def test_options_that_do_not_go_together_are_refused():
+    with pytest.raises(wb.InputError, match="--workers 2: only with --ray"), opt.cluster(None, 2):
+        pass
+    with opt.cluster(None, None) as joined:
+        assert joined is None
+    assert opt.beside_workers(None, None, "auto") == (None, "auto")
+    assert opt.beside_workers(TWO, "cuda:1", "float16") == ("cuda:1", "float16")
+
+
+@pytest.mark.parametrize(("gpus", "dtype"), [(True, "checkpoint"), (False, "auto")])
+def test_a_driver_stays_off_the_gpus_with_the_dtype_that_they_take(monkeypatch, gpus, dtype):
+    monkeypatch.setattr(cluster, "has_gpus", lambda: gpus)
+    assert opt.beside_workers(TWO, None, "auto") == ("cpu", dtype)
+    assert opt.beside_workers(TWO, None, "float16") == ("cpu", "float16")
 
 
 def test_workers_load_the_testbed_of_their_own_installation(testbed_model):

@@ -21,6 +21,7 @@ from workbench.analysis.sweep import sweep_head_count
 from workbench.data.examples import Example
 from workbench.data.prompts import PromptSettings, build_prompts, truncation
 from workbench.data.sources import load_examples
+from workbench.discovery.cluster import RayOptions
 from workbench.discovery.run import score_heads
 from workbench.errors import InputError
 from workbench.heads import HeadSet, check_k
@@ -158,6 +159,7 @@ def probe(
     folder: Path | str,
     settings: ProbeSettings | None = None,
     *,
+    ray: RayOptions | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Probe:
@@ -169,6 +171,7 @@ def probe(
         evaluation: Examples of other users, on whom everything else is measured.
         folder: The run folder. Scores are kept shard by shard; the same call goes on.
         settings: What to do.
+        ray: Score on the workers of a Ray cluster; all else is done here.
         progress: Show bars on the terminal.
         say: Told what begins, in a line.
 
@@ -195,6 +198,7 @@ def probe(
             prompt=settings.prompt,
             folder=folder,
             batch_tokens=settings.batch_tokens,
+            ray=ray,
             progress=progress,
         )
         say(f"Measuring on {len(evaluation)} examples of other users")
@@ -273,6 +277,7 @@ def _summary(
             "evaluation": evaluation_cut,
         },
         "model": found.scores.manifest["settings"]["model"],
+        "computed": verdict.engine_lines(found.scores.manifest),
         "users": users,
         "tables": {
             "profiles": tables.records(found.profiles),

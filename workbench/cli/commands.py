@@ -81,6 +81,8 @@ def probe(
     trust_remote_code: opt.TrustRemoteCode = False,
     threads: opt.Threads = None,
     batch_tokens: opt.FreeBatchTokens = None,
+    ray: opt.Ray = None,
+    workers: opt.Workers = None,
     seed: opt.Seed = 0,
     out: opt.Out = None,
     as_json: opt.Json = False,
@@ -106,10 +108,17 @@ def probe(
         users = 16
     discovery, evaluation = discovery_and_evaluation(data, split, root, users, eval_users, seed)
     folder = opt.run_folder(out, model, data)
-    with failures.resumable(folder):
+    with failures.resumable(folder), opt.cluster(ray, workers) as joined:
         bridge = opt.open_model(model, device, dtype, revision, trust_remote_code, threads)
         result = run_probe(
-            bridge, discovery, evaluation, folder, settings, progress=not as_json, say=show.step
+            bridge,
+            discovery,
+            evaluation,
+            folder,
+            settings,
+            ray=joined,
+            progress=not as_json,
+            say=show.step,
         )
         show.step("Drawing figures and writing the report")
         with runs.hold(folder):
@@ -144,6 +153,8 @@ def score(
     trust_remote_code: opt.TrustRemoteCode = False,
     threads: opt.Threads = None,
     batch_tokens: opt.FreeBatchTokens = None,
+    ray: opt.Ray = None,
+    workers: opt.Workers = None,
     seed: opt.Seed = 0,
     out: opt.Out = None,
     as_json: opt.Json = False,
@@ -159,7 +170,8 @@ def score(
     prompt = _prompt(style, items, ranking, max_prompt_tokens, max_new_tokens)
     examples = load_examples(data, split, root, users=users, seed=seed)
     folder = opt.run_folder(out, model, data)
-    with failures.resumable(folder):
+    with failures.resumable(folder), opt.cluster(ray, workers) as joined:
+        device, dtype = opt.beside_workers(joined, device, dtype)
         bridge = opt.open_model(model, device, dtype, revision, trust_remote_code, threads)
         check_k(k, sum(heads_per_layer(bridge)))
         scores = score_heads(
@@ -171,6 +183,7 @@ def score(
             prompt=prompt,
             folder=folder,
             batch_tokens=batch_tokens,
+            ray=joined,
             progress=not as_json,
         )
     by = screen.by if screen else "task"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -12,9 +14,11 @@ from workbench.errors import InputError
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from workbench.discovery.cluster import RayOptions
     from workbench.discovery.screening import Screen
 
 _MODEL, _DATA, _PROMPT, _RUN, _SCREEN = "Model", "Data", "Prompt", "Run", "Screening"
+_RAY = "Many machines"
 
 Model = Annotated[
     str, typer.Argument(help="Hub id, local folder, or `testbed`.", show_default=True)
@@ -23,7 +27,8 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU if any.", rich_help_panel=_MODEL)
 ]
 Dtype = Annotated[
-    str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MODEL)
+    str,
+    typer.Option(help="auto, checkpoint, float32, bfloat16 or float16.", rich_help_panel=_MODEL),
 ]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=_MODEL)
@@ -115,6 +120,21 @@ Audit = Annotated[
         rich_help_panel=_SCREEN,
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Score on a Ray cluster: auto joins the one of RAY_ADDRESS or of this machine and "
+        "else starts one here; local starts one; HOST:PORT joins that one.",
+        metavar="auto|local|HOST:PORT",
+        rich_help_panel=_RAY,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="How many there; one a GPU, or one a node, if unset.", rich_help_panel=_RAY
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(help="Run folder; runs/NAME by default.", rich_help_panel=_RUN)
 ]
@@ -139,6 +159,39 @@ def open_model(
     return load_model(
         name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
+
+
+@contextmanager
+def cluster(address: str | None, workers: int | None) -> Iterator[RayOptions | None]:
+    """Join the Ray cluster that the options name, before any long work; None if they name none.
+
+    Raises:
+        InputError: There is none, or the options don't go together.
+    """
+    if address is None:
+        if workers is not None:
+            raise InputError(f"--workers {workers}: only with --ray")
+        yield None
+        return
+    from workbench.discovery.cluster import RayOptions, connect
+
+    options = RayOptions(address, workers)
+    with connect(options):
+        yield options
+
+
+def beside_workers(
+    ray: RayOptions | None, device: str | None, dtype: str
+) -> tuple[str | None, str]:
+    """Device and dtype of a driver that leaves the work to others: off the GPUs, as they have it.
+
+    A device that was asked for stays.
+    """
+    from workbench.discovery.cluster import has_gpus
+
+    if ray is None or device is not None:
+        return device, dtype
+    return "cpu", "checkpoint" if dtype == "auto" and has_gpus() else dtype
 
 
 def run_folder(out: Path | None, model: str, data: str) -> Path:
