@@ -95,6 +95,7 @@ def test_report_is_one_small_file_and_shows_texts_as_text(probed):
     assert "<script>document.title" not in page
     assert "<img src=x" not in page
     assert "&lt;script&gt;document.title" in page
+    assert "<li>Engine: replay; at most " in page
 
 
 @pytest.mark.browser
