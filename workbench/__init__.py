@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from workbench.data.lamp import load_lamp
     from workbench.data.prompts import PromptSettings
     from workbench.data.sources import load_examples
+    from workbench.discovery.cluster import RayOptions
     from workbench.discovery.run import score_heads
+    from workbench.discovery.screening import Screen
     from workbench.errors import InputError
     from workbench.heads import Head, HeadSet
     from workbench.models import load_model
@@ -32,6 +34,8 @@ _HOMES = {
     "HeadSet": "workbench.heads",
     "InputError": "workbench.errors",
     "PromptSettings": "workbench.data.prompts",
+    "RayOptions": "workbench.discovery.cluster",
+    "Screen": "workbench.discovery.screening",
     "generate": "workbench.steering.decode",
     "jaccard": "workbench.analysis.overlap",
     "load_examples": "workbench.data.sources",
@@ -49,6 +53,8 @@ __all__ = [
     "HeadSet",
     "InputError",
     "PromptSettings",
+    "RayOptions",
+    "Screen",
     "figures",
     "generate",
     "jaccard",
