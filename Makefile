@@ -35,8 +35,9 @@ $(STAMP): pyproject.toml constraints.txt
 figures: demo ## the testbed's figures, from a run of the demo
 	cp runs/demo/figures/*.png runs/demo/figures/*.svg runs/demo/figures/*.csv figures/
 
-readme: install ## the README's tables, from data/testbed/results
+readme: install ## the README's tables, from data/testbed/results and data/bench
 	$(BIN)/workbench testbed table
+	$(BIN)/workbench bench --from data/bench/cpu-2-cores.json --readme README.md
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -12,7 +12,7 @@ ablated, and so are those of `batched`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from workbench import runs
 from workbench.bench.clock import Timed, interleaved
+from workbench.bench.fit import fitted, rows_of_a_pass
 from workbench.bench.machine import Gauge
 from workbench.data.prompts import Prompt
 from workbench.discovery import cost, stages
@@ -298,16 +299,24 @@ def screening(case: Case, timed: Mapping[str, Timed]) -> dict[str, Any]:
     }
 
 
-def planned(case: Case, timed: Mapping[str, Timed], machine: cost.Machine) -> list[dict[str, Any]]:
-    """What `workbench plan` says of a case on this machine, beside what was measured."""
+def planned(
+    case: Case, timed: Mapping[str, Timed], machines: Mapping[str, cost.Machine]
+) -> list[dict[str, Any]]:
+    """What `workbench plan` says of a case on this machine, beside what was measured.
+
+    Args:
+        case: The case.
+        timed: What was measured.
+        machines: What `fit` found for each method.
+    """
     shape = case.shape()
     result = []
     for method, name in PLANNED.items():
         replayed = cost.screened_heads(shape, case.k) if method == "screened" else 0
         estimate = sum(
             cost.seconds(
-                *(shape, name, case.tokens, len(prompt.target_ids), machine),
-                batch_tokens=tokens_that_fit(case.model),
+                *(shape, name, case.tokens, len(prompt.target_ids), machines[method]),
+                batch_tokens=_rows_of_a_pass(case, name) * case.tokens,
                 replayed=replayed,
             )
             for prompt in case.prompts
@@ -320,6 +329,22 @@ def planned(case: Case, timed: Mapping[str, Timed], machine: cost.Machine) -> li
                 "estimated": estimate,
                 "measured": measured,
                 "ratio": estimate / measured,
+                "machine": asdict(machines[method]),
             }
         )
     return result
+
+
+def fit(case: Case, base: cost.Machine) -> dict[str, cost.Machine]:
+    """The machine at the sizes of each method's passes."""
+    return {
+        method: fitted(
+            case.shape(), name, _rows_of_a_pass(case, name), case.tokens, case.device, base
+        )
+        for method, name in PLANNED.items()
+    }
+
+
+def _rows_of_a_pass(case: Case, method: str) -> int:
+    tokens = tokens_that_fit(case.model)
+    return rows_of_a_pass(case.shape(), method, len(case.prompts), case.tokens, tokens)

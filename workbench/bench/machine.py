@@ -63,12 +63,12 @@ class Gauge:
     def _product(self, rows: int, inner: int, columns: int) -> float:
         a = torch.ones(rows, inner, device=self.device, dtype=self.dtype)
         b = torch.ones(inner, columns, device=self.device, dtype=self.dtype)
-        return 2 * rows * inner * columns / self._best(lambda: a @ b)
+        return 2 * rows * inner * columns / best_seconds(lambda: a @ b, self.device)
 
     def _copy(self, size: int) -> float:
         source = torch.ones(size // 4, device=self.device)
         target = torch.empty_like(source)
-        return 2 * size / self._best(lambda: target.copy_(source))
+        return 2 * size / best_seconds(lambda: target.copy_(source), self.device)
 
     def _start(self) -> float:
         x = torch.ones(8, device=self.device)
@@ -77,19 +77,7 @@ class Gauge:
             for _ in range(TINY_CALLS):
                 x.add(x)
 
-        return self._best(many) / TINY_CALLS
-
-    def _best(self, call: Callable[[], Any]) -> float:
-        """Least seconds of some trials behind a first one: interruptions only ever add."""
-        call()
-        wait(self.device)
-        taken = []
-        for _ in range(TRIALS):
-            start = time.perf_counter()
-            call()
-            wait(self.device)
-            taken.append(time.perf_counter() - start)
-        return min(taken)
+        return best_seconds(many, self.device) / TINY_CALLS
 
     def record(self) -> dict[str, Any]:
         """As the JSON holds it."""
@@ -100,6 +88,19 @@ class Gauge:
             "bandwidth_bytes_per_second": machine.bandwidth,
             "call_seconds": machine.call_seconds,
         }
+
+
+def best_seconds(call: Callable[[], Any], device: str) -> float:
+    """Least seconds of some trials behind a first one: interruptions only ever add."""
+    call()
+    wait(device)
+    taken = []
+    for _ in range(TRIALS):
+        start = time.perf_counter()
+        call()
+        wait(device)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 def facts(device: str, dtype: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from workbench.bench import discovery, scaling
 from workbench.bench.discovery import Case
+from workbench.bench.fit import calls
 from workbench.bench.inputs import (
     LlamaSize,
     corpus_prompts,
@@ -153,23 +154,27 @@ def _discovery(
     wanted: Sequence[str], model: str | None, sizes: Sizes, place: Place, gauge: Gauge
 ) -> dict[str, Any]:
     measured = []
+    call, hooked = calls(place.folder, place.device, place.dtype, discovery.plain_loop)
     for name in wanted:
         if name in (SHARED, GROWTH, MEMORY):
             continue
         place.tell(f"{name}: loading")
         case = _case(name, model, sizes, place)
         timed = discovery.measure(case, gauge, place.repeats, place.tell)
-        measured.append((case, timed))
         gauge.measure()
+        base = replace(gauge.machine(), call_seconds=call, hooked_call_seconds=hooked)
+        measured.append((case, timed, discovery.fit(case, base)))
     machine = gauge.machine()  # after all of them, so that all are held against the same
     return {
-        "cases": [discovery.description(case, timed) for case, timed in measured],
+        "cases": [discovery.description(case, timed) for case, timed, _ in measured],
         "discovery": [
-            row for case, timed in measured for row in discovery.rows(case, timed, machine)
+            row for case, timed, _ in measured for row in discovery.rows(case, timed, machine)
         ],
-        "screening": [discovery.screening(case, timed) for case, timed in measured],
+        "screening": [discovery.screening(case, timed) for case, timed, _ in measured],
         "plan": [
-            row for case, timed in measured for row in discovery.planned(case, timed, machine)
+            row
+            for case, timed, fitted in measured
+            for row in discovery.planned(case, timed, fitted)
         ],
     }
 

@@ -155,11 +155,23 @@ def _plan(found: Sequence[Mapping[str, Any]]) -> Table:
             number(row["estimated"]),
             number(row["measured"]),
             number(row["ratio"]),
+            number(row["machine"]["rate"] / 1e9),
+            number(row["machine"]["attention_rate"] / 1e9),
+            number(row["machine"]["bandwidth"] / 1e9),
         ]
         for row in found
     ]
-    header = ("case", "method", "plan, s", "measured, s", "plan / measured")
-    return Table("What `workbench plan` says with this machine's rates", header, rows)
+    calls = found[0]["machine"]
+    header = ("case", "method", "plan, s", "real, s", "ratio", "products", "attention", "moved")
+    return Table(
+        "What `workbench plan` says, and what was measured",
+        header,
+        rows,
+        "With rates measured alone at the sizes of each method's passes: products with weights "
+        "and of activations in GFLOP/s, element-wise work in GB/s. From one kernel to the next it "
+        f"is {number(calls['call_seconds'] * 1e6)} µs, through TransformerLens' hooks "
+        f"{number(calls['hooked_call_seconds'] * 1e6)} µs.",
+    )
 
 
 def _shared(found: Mapping[str, Any]) -> Table:

@@ -74,14 +74,21 @@ class Machine:
     """What a device sustains; measured by `workbench bench`, or assumed.
 
     Attributes:
-        rate: Operations a second in matrix products.
+        rate: Operations a second in products with weights.
         bandwidth: Bytes a second in element-wise work and in reading weights.
-        call_seconds: What it costs to start a kernel, seconds.
+        call_seconds: What it costs to start a kernel from a model's modules, seconds.
+        attention_rate: Operations a second in products of two activations, every query with
+            every key counted. The width of a head bounds it, and heads are narrow; None for
+            `rate`.
+        hooked_call_seconds: What it costs to start a kernel from TransformerLens, which comes by
+            hooks between any two; None for `call_seconds`.
     """
 
     rate: float
     bandwidth: float
     call_seconds: float
+    attention_rate: float | None = None
+    hooked_call_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.rate > 0:
@@ -246,14 +253,20 @@ def seconds(
         batch_tokens: Most tokens in a pass.
         replayed: Heads that `screened` replays.
     """
-    counted = operations(shape, method, tokens, target, replayed=replayed)
+    _check(shape, method, tokens, target, replayed)
     moved = traffic(
         shape, method, tokens, target, rows=max(1, batch_tokens // tokens), replayed=replayed
     )
+    clean, ablated = work(shape, method, tokens, target, replayed, False)
+    both = clean + ablated
+    call = machine.call_seconds
+    if method in EAGER and machine.hooked_call_seconds is not None:
+        call = machine.hooked_call_seconds
     return (
-        counted.total / machine.rate
+        (both.products + both.unembedding) / machine.rate
+        + both.attention / (machine.attention_rate or machine.rate)
         + (moved.bytes + moved.weights) / machine.bandwidth
-        + moved.calls * machine.call_seconds
+        + moved.calls * call
     )
 
 

@@ -96,7 +96,7 @@ def _replay(shape: Shape, blocks: list[Work], tokens: int, target: int, causal: 
         positions = target if last else tokens
         own = Work(
             products=2 * positions * block.head_dim * block.d_model,
-            bytes=_bytes(shape, RESIDUAL, positions * block.d_model),
+            bytes=moved(shape, RESIDUAL, positions * block.d_model),
             weights=block.head_dim * block.d_model * shape.itemsize,
             calls=2,
         )
@@ -138,17 +138,17 @@ def _block(
         window = block.window or tokens
         pairs = _seen(end, window) - _seen(end - positions, window)
     rotated = (block.heads * positions + block.kv_heads * tokens) * block.head_dim
-    moved = _bytes(shape, ROTARY, rotated) + _bytes(shape, RESIDUAL, positions * block.d_model)
+    carried = moved(shape, ROTARY, rotated) + moved(shape, RESIDUAL, positions * block.d_model)
     if eager:
-        moved += _bytes(shape, SCORES, block.heads * tokens * positions)
+        carried += moved(shape, SCORES, block.heads * tokens * positions)
         if block.kv_heads < block.heads:
             repeated = 2 * (block.heads + block.kv_heads) * block.head_dim * tokens
-            moved += _bytes(shape, REPEAT, repeated)
+            carried += moved(shape, REPEAT, repeated)
     matrices = 2 * block.query + block.key_value + block.mixer
     return _mlp(shape, block, positions) + Work(
         products=2 * (2 * block.query * positions + (block.key_value + block.mixer) * tokens),
         attention=4 * block.heads * block.head_dim * pairs,
-        bytes=moved,
+        bytes=carried,
         weights=matrices * shape.itemsize,
         calls=ATTENTION_CALLS + EAGER_CALLS * eager,
     )
@@ -167,9 +167,9 @@ def _mlp(shape: Shape, block: Block, positions: int) -> Work:
     residual = positions * block.d_model
     return Work(
         products=2 * block.mlp * positions,
-        bytes=_bytes(shape, GATED if block.gated else PLAIN, hidden)
-        + _bytes(shape, NORM, shape.norms * residual)
-        + _bytes(shape, RESIDUAL, residual),
+        bytes=moved(shape, GATED if block.gated else PLAIN, hidden)
+        + moved(shape, NORM, shape.norms * residual)
+        + moved(shape, RESIDUAL, residual),
         weights=stored * shape.itemsize,
         calls=MLP_CALLS + EXPERT_CALLS * block.experts + NORM_CALLS * shape.norms,
     )
@@ -178,14 +178,15 @@ def _mlp(shape: Shape, block: Block, positions: int) -> Work:
 def _logits(shape: Shape, positions: int) -> Work:
     return Work(
         unembedding=2 * positions * shape.d_model * shape.vocabulary,
-        bytes=_bytes(shape, LOGITS, positions * shape.vocabulary)
-        + _bytes(shape, NORM, positions * shape.d_model),
+        bytes=moved(shape, LOGITS, positions * shape.vocabulary)
+        + moved(shape, NORM, positions * shape.d_model),
         weights=shape.d_model * shape.vocabulary * shape.itemsize,
         calls=LOGIT_CALLS + NORM_CALLS,
     )
 
 
-def _bytes(shape: Shape, moves: tuple[int, int], elements: int) -> int:
+def moved(shape: Shape, moves: tuple[int, int], elements: int) -> int:
+    """Bytes that element-wise work moves, given as elements of the model's dtype and float32."""
     own, float32 = moves
     return (own * shape.itemsize + float32 * 4) * elements
 
