@@ -241,7 +241,7 @@ def test_plan_reads_a_config_without_weights_and_prints_json(root, tmp_path):
     small = json.loads(run("plan", *job, cwd=tmp_path).stdout)
     large = json.loads(run("plan", tmp_path, *job, "--gpus", "6", cwd=tmp_path).stdout)
     assert (small["heads"], large["heads"]) == (32, 64)
-    assert large["heads_replayed_by_screened"] == 10
+    assert large["heads_replayed_by_screened"] == 12
     assert any("ASSUMED: 40 % of an H100's 67 TFLOP/s" in line for line in large["assumptions"])
     for few, many in zip(small["methods"], large["methods"], strict=True):
         assert few["method"] == many["method"]

@@ -340,7 +340,7 @@ def test_parallel_blocks_spare_the_mlp_of_the_ablated_block():
 
 def test_screening_replays_its_share_and_no_more_than_all():
     shape = shape_of(llama_3_8b())
-    assert cost.screened_heads(shape, 16) == 40
+    assert cost.screened_heads(shape, 16) == 28
     assert cost.screened_heads(shape, 1024) == 1024
     all_heads = cost.operations(shape, "screened", 2048, 32, replayed=1024)
     some = cost.operations(shape, "screened", 2048, 32, replayed=64)

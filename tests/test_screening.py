@@ -122,7 +122,7 @@ def test_screened_scores_are_the_exact_ones_and_find_the_top(
     scores, everything = found.data["pcs"].values, exact.data["pcs"].values
     scored = ~np.isnan(scores)
     np.testing.assert_allclose(scores[scored], everything[scored], atol=1e-5)
-    assert 0.5 < scored.mean() < 0.8  # 20 candidates and 2 audited of 32, and the pilot
+    assert 0.5 < scored.mean() < 0.7  # 16 candidates and 2 audited of 32, and the pilot
     tops = zip(exact.top(8, by).values(), found.top(8, by).values(), strict=True)
     recall = np.mean([len(set(a) & set(b)) / 8 for a, b in tops])
     assert recall >= 0.95
@@ -233,7 +233,7 @@ def test_bound_on_what_was_missed_holds_in_19_of_20_runs():
         true = np.mean([unseen[i, top[i]].sum() for i in range(users)])
         held += true <= bound.upper
         assert bound.audited == users * 4
-        assert bound.unscored == users * (heads - 2 * k - 4 - 4)
+        assert bound.unscored == users * (heads - k - 8 - 4)
     assert held >= 190
 
 

@@ -109,7 +109,9 @@ ScreenBy = Annotated[
 Candidates = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Heads scored exactly for each; 2 K + 4 if unset.", rich_help_panel=_SCREEN
+        min=1,
+        help="Heads scored exactly for each; 1.5 K or K + 8 if unset.",
+        rich_help_panel=_SCREEN,
     ),
 ]
 Audit = Annotated[

@@ -213,7 +213,7 @@ def _show(result: dict[str, Any]) -> None:
         table.add_row(*cells, *(_short(row["hours"] / hour) for _ in several))
     out.print(table)
     out.print(
-        f"screened replays {result['heads_replayed_by_screened']} heads: 2 K + 4 candidates and "
+        f"screened replays {result['heads_replayed_by_screened']} heads: 1.5 K or K + 8, and "
         f"K/4 to audit, K = {result['k']}.\nExact PCS of every head takes at least "
         f"{_short(result['minimum_operations'] / work)} {flop}, unless examples begin alike.\n"
     )

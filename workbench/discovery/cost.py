@@ -145,8 +145,8 @@ class Memory:
 
 
 def screened_heads(shape: Shape, k: int) -> int:
-    """Heads that `screened` replays by default: 2·K + 4 candidates and K/4 more as an audit."""
-    return min(sum(shape.heads), 2 * k + 4 + max(2, round(k / 4)))
+    """Heads that `screened` replays by default: half again K, or K + 8, and K/4 to audit."""
+    return min(sum(shape.heads), max(k + 8, -(-3 * k // 2)) + max(2, round(k / 4)))
 
 
 def passes(shape: Shape, method: str, replayed: int = 0) -> Passes:

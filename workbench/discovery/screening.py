@@ -4,10 +4,10 @@
 2. A few examples of each task, the pilot, are scored exactly on every head. Where the estimate is
    off for a head on the pilot, it is off in the same direction elsewhere: saturation belongs to
    the head.
-3. In each group (all examples of a task, or of a user) the candidates are the 2 K + 4 heads that
-   stand highest in any of three rankings: by the estimate; by the estimate corrected by the
-   pilot; by the estimate's size, whatever its sign, since where the gradient is steep the straight
-   line is furthest off and may even point the wrong way.
+3. In each group (all examples of a task, or of a user) the candidates are the heads, half again as
+   many as K and at least K + 8, that stand highest in any of three rankings: by the estimate; by
+   the estimate corrected by the pilot; by the estimate's size, whatever its sign, since where the
+   gradient is steep the straight line is furthest off and may even point the wrong way.
 4. Of the others a random few, K / 4, are scored exactly as well: the audit. An audited head that
    turns out to be in the top K shows that the candidates missed some; how many is bounded from
    the share of such hits.
@@ -38,7 +38,7 @@ class Screen:
     Attributes:
         k: Size of the head sets that are wanted.
         by: What a set is for: each `task` or each `user`.
-        candidates: Heads scored exactly in each group; 2 `k` + 4 by default.
+        candidates: Heads scored exactly in each group; half again `k`, at least `k` + 8, by default.
         audit: Other heads scored exactly; a quarter of `k` by default.
         seed: Of the pilot's and the audit's draw.
     """
@@ -56,7 +56,8 @@ class Screen:
             InputError: K is outside the model, or there are fewer candidates than K.
         """
         check_k(self.k, heads)
-        candidates = 2 * self.k + 4 if self.candidates is None else self.candidates
+        usual = max(self.k + 8, -(-3 * self.k // 2))
+        candidates = usual if self.candidates is None else self.candidates
         audit = max(2, round(AUDIT * self.k)) if self.audit is None else self.audit
         if candidates < self.k or audit < 1:
             raise InputError(
