@@ -38,8 +38,8 @@ class Screen:
     Attributes:
         k: Size of the head sets that are wanted.
         by: What a set is for: each `task` or each `user`.
-        candidates: Heads scored exactly in each group; half again `k`, at least `k` + 8, by default.
-        audit: Other heads scored exactly; a quarter of `k` by default.
+        candidates: Heads scored exactly in each group; half again `k`, at least `k` + 8, if None.
+        audit: Other heads scored exactly; a quarter of `k` if None.
         seed: Of the pilot's and the audit's draw.
     """
 
