@@ -28,7 +28,7 @@ def test_heads_below_the_noise_floor_have_a_dot_and_say_so():
     dots = traces(figure, go.Scatter)
     assert [(list(dot.x), list(dot.y)) for dot in dots] == [([1], [0])] * 2
     assert [dot.showlegend for dot in dots] == [True, False]
-    assert dots[0].name.startswith("below the noise floor: rounding alone")
+    assert dots[0].name.startswith("below the noise floor: sums in another order")
     hover = traces(figure, go.Heatmap)[0].hovertext
     assert hover[0][1].endswith("below the noise floor, 0.02")
     assert "noise" not in hover[0][0] + hover[1][0] + hover[1][1]

@@ -17,7 +17,8 @@ def test_score_says_how_it_was_computed_and_how_fine(tmp_path):
     done = run(*SCORE, cwd=tmp_path)
     words = " ".join(done.stdout.split())
     assert re.search(r"Engine: replay; at most \S+ nats per token from the reference", words)
-    assert re.search(r"Noise: rounding alone moves one example's score by up to \S+e-0[678]", words)
+    pattern = r"Noise: sums in another order move one example's score by up to \S+e-0[678]"
+    assert re.search(pattern, words)
     assert "below the floor" not in words  # float32 sums are far finer than any score
     found = json.loads(run(*SCORE, "--json", cwd=tmp_path).stdout)
     assert found["engine"]["difference"] < found["engine"]["tolerance"]
@@ -64,7 +65,7 @@ def test_screening_a_user_s_heads_bounds_what_is_missed_in_words(tmp_path):
     )
     found = json.loads(done.stdout)
     assert (found["by"], len(found["top"]), found["screening"]["audited"]) == ("user", 3, 24)
-    assert re.match(r"At most 0\.\d of the top 8 of a user missed", found["screening"]["words"])
+    assert re.match(r"At most \d\.\d of the top 8 of a user missed", found["screening"]["words"])
 
 
 def test_attribution_is_called_an_estimate(tmp_path):

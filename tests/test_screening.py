@@ -186,9 +186,9 @@ def test_candidates_and_audit_are_apart_and_as_many_as_asked(k, seed):
     assert (chosen.sum(axis=(1, 2)) == candidates).all()
     assert (audited.sum(axis=(1, 2)) == audit).all()
     for members in groups.values():
-        for ranking in (estimate, estimate + shift, np.abs(estimate)):
+        for ranking, share in ((estimate, 5), (estimate + shift, 5), (np.abs(estimate), 10)):
             order = np.argsort(-ranking[members].mean(axis=0), axis=None)  # NaN comes last
-            assert chosen[members[0]].ravel()[order[: candidates // 3]].all()
+            assert chosen[members[0]].ravel()[order[: 2 * candidates // share]].all()
         assert (chosen[members] == chosen[members[0]]).all()
 
 
@@ -245,7 +245,7 @@ def test_bound_is_nothing_when_all_was_scored_and_all_when_all_audits_hit():
     scores[0, 0, :4] = np.nan
     audited = np.zeros((1, 1, 8), dtype=bool)
     audited[0, 0, 6:] = True
-    assert missed(scores, audited, groups, 2, 8).upper == 4
+    assert missed(scores, audited, groups, 2, 8).upper == 2  # of two no more can be missed
 
 
 @pytest.mark.parametrize(

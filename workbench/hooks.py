@@ -19,7 +19,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.batches import Batch
+from workbench.batches import Batch, last_logits
 from workbench.errors import InputError
 from workbench.models import heads_per_layer
 
@@ -123,5 +123,5 @@ def mean_z(
             if heads
         ]
         with model.hooks(fwd_hooks=hooks):
-            model(batch.tokens, attention_mask=batch.attention_mask, return_type=None)
+            last_logits(model, batch, 1)  # no logits are wanted; one position's are the fewest
     return [None if total is None else (total / count).float() for total in sums]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -176,6 +177,27 @@ def weights_id(model: TransformerBridge) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def tensors_id(model: TransformerBridge) -> str:
+    """What tells the model as it is in memory from others, whatever was done since it was loaded.
+
+    A merged adapter or an edited matrix leaves the files as they are. Bits are added up as
+    integers, which gives the same on every device, beside a sample that knows their order.
+    """
+    inner = model.original_model
+    config = inner.config.to_diff_dict()
+    for name in ("_name_or_path", "transformers_version", "_attn_implementation"):
+        config.pop(name, None)
+    digest = sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    for name, tensor in sorted(
+        {**dict(inner.named_parameters()), **dict(inner.named_buffers())}.items()
+    ):
+        bits = tensor.detach().contiguous().view(-1).view(words[tensor.element_size()])
+        sample = bits[:: max(1, bits.numel() // 1024) | 1].tolist()
+        digest.update(f"{name} {tuple(tensor.shape)} {int(bits.sum())} {sample}".encode())
+    return digest.hexdigest()
+
+
 def describe(model: TransformerBridge) -> dict[str, Any]:
     """What a manifest says of a model."""
     shape = heads_per_layer(model)
@@ -185,6 +207,7 @@ def describe(model: TransformerBridge) -> dict[str, Any]:
         "model": name.resolve().name if name.is_dir() else str(name),
         "architecture": str(model.cfg.architecture),
         "weights": weights_id(model),
+        "tensors": tensors_id(model),
         "heads_per_layer": list(shape),
         "dtype": str(model.cfg.dtype).removeprefix("torch."),
     }

@@ -170,7 +170,30 @@ class HeadScores:
         part = self.data.isel(example=np.flatnonzero(keep))
         # How many examples a saved run must hold; all else says where these come from.
         settings = {**self.manifest.get("settings", {}), "examples": part.sizes["example"]}
+        if settings.get("screen"):
+            whole = [keep[i].all() or not keep[i].any() for i in self._screened_groups()]
+            settings["screen"] = {**settings["screen"], "whole": all(whole)}
         return HeadScores(part, {**self.manifest, "settings": settings})
+
+    def _screened_groups(self) -> list[np.ndarray]:
+        """Positions of the examples that were screened together."""
+        screen = self.manifest.get("settings", {}).get("screen")
+        return list(self.groups(screen["by"]).values()) if screen else []
+
+    def need_all_heads(self, what: str) -> None:
+        """Refuse a screened run.
+
+        Args:
+            what: What can't be made of it.
+
+        Raises:
+            InputError: Heads of which nothing exact is known would be left out without a word.
+        """
+        if self.manifest.get("settings", {}).get("screen"):
+            raise InputError(
+                f"{what} needs exact scores of all heads, and these were screened: the sets were "
+                "chosen among each group's candidates. Score with method exact"
+            )
 
     def mean(self, by: By = "all", level: float = 0.95, seed: int = 0) -> xr.Dataset:
         """Mean score of every head in each group, with bootstrap intervals.
@@ -212,7 +235,7 @@ class HeadScores:
             Nats per target token, at the 95 % level; 0 for a run that didn't measure it.
         """
         noise = self.manifest.get("noise") or {}
-        return float(noise.get("p95", 0.0)) / max(1, examples) ** 0.5
+        return float(noise.get("p95") or 0.0) / max(1, examples) ** 0.5
 
     def top(self, k: int, by: By = "user") -> dict[str, HeadSet]:
         """The K heads with the highest mean score, for each user, each task, or all together.
@@ -222,6 +245,11 @@ class HeadScores:
                 smaller sets, or for sets of other groups.
         """
         screen = self.manifest.get("settings", {}).get("screen")
+        if screen and not screen.get("whole", True):
+            raise InputError(
+                f"only a part of the examples of a {screen['by']} is left, and the heads were "
+                "screened for all of them: exact scores may be missing; score all heads exactly"
+            )
         if screen and (k > screen["k"] or by != screen["by"]):
             raise InputError(
                 f"the heads were screened for the top {screen['k']} of each {screen['by']}, not "

@@ -54,6 +54,7 @@ def user_overlap(
         of the examples each: `same`, two halves of one user; `others`, halves of two users; `gap`
         = same - others with `gap_low` and `gap_high`. NaN where one can't be had.
     """
+    scores.need_all_heads("the overlap beside chance and noise")
     heads = scores.top(k, by)
     sets = list(heads.values())
     shape = scores.heads_per_layer

@@ -38,5 +38,11 @@ def screened(scores: HeadScores) -> xr.Dataset:
             "hits": ("group", [one.hits for one in each]),
         },
         coords={"group": list(groups)},
-        attrs={"by": by, "k": k, "heads": heads, **asdict(missed(pcs, drawn, groups, k, heads))},
+        attrs={
+            "by": by,
+            "k": k,
+            "heads": heads,
+            "group_count": len(groups),
+            **asdict(missed(pcs, drawn, groups, k, heads)),
+        },
     )

@@ -18,6 +18,7 @@ def sparsity(scores: HeadScores, by: By = "task", seed: int = 0) -> xr.Dataset:
         of heads: 2.5 % of inert heads are expected on each side); `heads`, how many there are;
         `nll`, the intact model's mean loss, to hold the scores against.
     """
+    scores.need_all_heads("how concentrated scores are")
     table = scores.mean(by, seed=seed)
     columns: dict[str, list[object]] = {}
     for name, positions in scores.groups(by).items():

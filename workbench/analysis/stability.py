@@ -35,6 +35,7 @@ def split_half(
         `others` and `gap` = same - others, means over groups, `gap_low` and `gap_high` its 95 %
         interval by the jackknife over groups; NaN where they can't be had.
     """
+    scores.need_all_heads("the overlap of halves")
     rng = np.random.default_rng(seed)
     groups = scores.groups(by)
     halved = [name for name, rows in groups.items() if len(rows) > 1]

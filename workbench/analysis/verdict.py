@@ -58,9 +58,9 @@ def noise_lines(means: xr.Dataset) -> list[str]:
         if below:
             heads = int(row["mean"].notnull().sum())
             lines.append(
-                f"{name}: {below} of {heads} heads are below the noise floor: rounding alone moves "
-                f"a mean over {int(row['examples'])} examples by {float(row['noise_floor']):.2g} "
-                "nats per token."
+                f"{name}: {below} of {heads} heads are below the noise floor: sums in another "
+                f"order move a mean over {int(row['examples'])} examples by "
+                f"{float(row['noise_floor']):.2g} nats per token."
             )
     return lines
 
@@ -75,13 +75,14 @@ def engine_lines(manifest: Mapping[str, Any]) -> list[str]:
         else:
             first = (
                 f"{engine['name']}; at most {engine['difference']:.2g} nats per token from the "
-                f"reference on {engine['compared']} scores ({engine['tolerance']:.2g} allowed)."
+                f"reference on {engine['compared']} exact scores "
+                f"({engine['tolerance']:.2g} allowed)."
             )
         lines.insert(0, f"Engine: {first}")
-    if noise:
+    if noise and noise["p95"] is not None:
         lines.append(
-            f"Noise: rounding alone moves one example's score by up to {noise['p95']:.2g} (95 %), "
-            "a mean over n examples by that over the root of n."
+            f"Noise: sums in another order move one example's score by up to {noise['p95']:.2g} "
+            "(95 %), a mean over n examples by that over the root of n."
         )
     return lines
 
@@ -105,7 +106,13 @@ def bound_line(attrs: Mapping[str, Any]) -> str:
     if attrs["unscored"] == 0:
         return "Every head was scored exactly, so none can have been missed"
     if attrs["upper"] >= k:
-        return f"Too few audited heads to tell how many of the top {k} of a {by} were missed"
+        # With no hit the bound is about 3 n / (a G²) for n others in all, a audited in each of G.
+        others = attrs["unscored"] + attrs["audited"]
+        enough = math.ceil(6 * others / (k * attrs["group_count"] ** 2))
+        return (
+            f"Too few audited heads to tell how many of the top {k} of a {by} were missed; "
+            f"--audit {enough} would bound it by half of them if no audited head is among them"
+        )
     return (
         f"At most {attrs['upper']:.1f} of the top {k} of a {by} missed on average (95 %): "
         f"{attrs['hits']} of {attrs['audited']} audited heads belong to them"

@@ -51,6 +51,7 @@ def bench(
     from workbench import runs
     from workbench.bench import run, tables
     from workbench.cli import show
+    from workbench.discovery.room import keep_freed_memory
     from workbench.readme import with_bench
 
     if stored is not None:
@@ -58,6 +59,7 @@ def bench(
     else:
         if threads is not None:
             torch.set_num_threads(threads)
+        keep_freed_memory()  # as every command does that loads a model, for all methods alike
         sizes = run.QUICK if quick else run.FULL
         result = run.bench(
             model,

@@ -333,8 +333,12 @@ def _heads(source: str, example: Example, k: int | None) -> tuple[HeadSet, str]:
         return HeadSet.parse(source), "the command line"
     scores = HeadScores.load(source)
     summary = Path(source) / "summary.json"
-    k = k or (int(read_json(summary)["k"]) if summary.is_file() else 8)
-    if example.user in scores.data["user"].values:
+    screen = scores.manifest["settings"].get("screen")
+    usual = screen["k"] if screen else 8
+    k = k or (int(read_json(summary)["k"]) if summary.is_file() else usual)
+    # Of heads that were screened for a task nothing is known for a single user.
+    alone = not screen or screen["by"] == "user"
+    if alone and example.user in scores.data["user"].values:
         origin = "this user's own answers"
         if example.name in scores.data["example"].values:
             origin += ", this one among them: no evidence of what steering gains"
@@ -342,4 +346,6 @@ def _heads(source: str, example: Example, k: int | None) -> tuple[HeadSet, str]:
     tasks = scores.top(k, "task")
     if example.task not in tasks:
         raise InputError(f"{source}: no scores for {example.task}, only {', '.join(tasks)}")
+    if example.name in scores.data["example"].values:
+        return tasks[example.task], "all users' answers to this task, this one among them"
     return tasks[example.task], "other users' answers to this task"

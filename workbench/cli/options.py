@@ -154,8 +154,10 @@ def open_model(
     """Load the model that the options name."""
     import torch
 
+    from workbench.discovery.room import keep_freed_memory
     from workbench.models import load_model
 
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     return load_model(

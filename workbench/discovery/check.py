@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,15 @@ from workbench.batches import by_length
 from workbench.data.prompts import Prompt
 from workbench.discovery.prefixes import shared_prefixes
 from workbench.discovery.room import tokens_that_fit
-from workbench.discovery.scorer import ENGINES, REFERENCE, Job, Means, Method, Scorer
+from workbench.discovery.scorer import (
+    ENGINES,
+    REFERENCE,
+    Job,
+    Means,
+    Method,
+    Scorer,
+    is_out_of_memory,
+)
 from workbench.discovery.twin import NotReplayableError
 from workbench.errors import InputError
 from workbench.hooks import Ablation, mean_z
@@ -29,8 +38,10 @@ if TYPE_CHECKING:
 # measured, is larger, that counts.
 ROUNDING = {torch.float32: 3e-5, torch.float16: 1.25e-2, torch.bfloat16: 0.1}
 HALF = (torch.float16, torch.bfloat16)
+LARGEST = 10  # times that, whatever the spread
 SPREAD = 4  # times the reference's own spread
 # Rounding differs tenfold between examples and little between heads: many of the former.
+SHARERS = 5  # prompts behind one beginning, enough of them that it is shared in the check, too
 NOISE_PROMPTS = 32
 NOISE_HEADS = 8
 
@@ -80,7 +91,7 @@ def prepare(
     ablation: Ablation,
     method: Method,
     batch_tokens: int | None,
-    measured: bool,
+    known: Mapping[str, Any],
 ) -> Prepared:
     """Batch size, means, engine and noise, on the machine that is to do the work.
 
@@ -90,15 +101,16 @@ def prepare(
         ablation: `zero` or `mean`.
         method: What is asked for.
         batch_tokens: Most tokens in a pass; None for what the memory allows.
-        measured: Whether the noise is known already.
+        known: What an earlier start of the run measured. Its `batch_tokens` are kept, since sums
+            over other shapes differ in the last digits, unless less fits here: it may have been
+            another machine.
 
     Raises:
         InputError: The method needs the replay engine, and it can't run the model.
     """
-    tokens = batch_tokens or tokens_that_fit(model)
-    means = None
-    if ablation == "mean":
-        means = mean_z(model, (batch for _, batch in by_length(model, prompts, tokens)))
+    fits = tokens_that_fit(model)
+    tokens = batch_tokens or min(known.get("batch_tokens") or fits, fits)
+    means = _means(model, prompts, tokens) if ablation == "mean" else None
     engine = choose_engine(model, prompts, tokens, means)
     if engine.name == REFERENCE and method != "exact":
         raise InputError(
@@ -106,7 +118,21 @@ def prepare(
             f"({'; '.join(engine.passed_over)}); take --method exact"
         )
     job = Job("exact", engine.name, tokens, means)
-    return Prepared(job, engine, None if measured else noise(model, prompts, job))
+    # Of exact scores: it says nothing of how far an estimate moves.
+    wanted = method != "attribution" and "noise" not in known
+    return Prepared(job, engine, noise(model, prompts, job) if wanted else None)
+
+
+def _means(model: TransformerBridge, prompts: Sequence[Prompt], tokens: int) -> Means:
+    """Mean z on the CPU, from where it can be sent to any worker; whole passes, run eagerly."""
+    while True:
+        try:
+            found = mean_z(model, (batch for _, batch in by_length(model, prompts, tokens)))
+            return [None if mean is None else mean.cpu() for mean in found]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or tokens == 1:
+                raise
+            tokens //= 2
 
 
 def choose_engine(
@@ -115,8 +141,8 @@ def choose_engine(
     """The fastest engine that agrees with the reference on this model and these prompts.
 
     One head of every block is scored by the reference, hook by hook, and by each engine in turn:
-    on the longest prompt (windows and positions show there), the shortest (padding), and two
-    that share a beginning, if any do.
+    on the longest prompt (windows and positions show there), the shortest (padding), and some
+    that share a beginning, if any do. The intact model's losses are compared as well.
 
     Args:
         model: From `load_model`.
@@ -126,18 +152,20 @@ def choose_engine(
     """
     chosen = sample(prompts)
     wanted = one_head_a_block(model, len(chosen))
-    # Alone and in one batch: the reference's own spread is no fault of an engine.
+    # Alone and in one batch: the reference's own spread is no fault of an engine. But a spread
+    # that rounding can't explain is no measure of what to allow.
     alone, together = (
-        _stack(Scorer(model, Job("exact", REFERENCE, tokens, means)), parts, wanted)
+        _stack(Scorer(model, Job("exact", REFERENCE, tokens, means)), parts, wanted, True)
         for tokens, parts in ((batch_tokens, [[p] for p in chosen]), (2**31, [chosen]))
     )
     floor = ROUNDING.get(model.cfg.dtype, ROUNDING[torch.float32])
-    tolerance = max(floor, SPREAD * _distance(alone, together))
+    tolerance = min(max(floor, SPREAD * _distance(alone, together)), LARGEST * floor)
     compared = int(wanted.sum())
     passed_over: list[str] = []
     for name in ENGINES:
         try:
-            found = _stack(Scorer(model, Job("exact", name, batch_tokens, means)), [chosen], wanted)
+            scorer = Scorer(model, Job("exact", name, batch_tokens, means))
+            found = _stack(scorer, [chosen], wanted, losses=True)
         except NotReplayableError as error:
             passed_over.append(f"{name}: {error}")
             continue
@@ -155,12 +183,12 @@ def choose_engine(
 
 
 def sample(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The longest prompt, the shortest, and two behind one beginning if there are such."""
+    """The longest prompt, the shortest, and some behind one beginning if there are such."""
     ids = [(*prompt.ids, *prompt.target_ids) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     groups = shared_prefixes(ids, [len(prompt.ids) - 1 for prompt in prompts])
     shared = next((members for length, members in groups if length), [])
-    return [prompts[i] for i in sorted({order[0], order[-1], *shared[:1], *shared[-1:]})]
+    return [prompts[i] for i in sorted({order[0], order[-1], *shared[:SHARERS]})]
 
 
 def one_head_a_block(model: TransformerBridge, prompts: int) -> Bool[Tensor, "prompt layer head"]:
@@ -185,8 +213,8 @@ def noise(model: TransformerBridge, prompts: Sequence[Prompt], job: Job) -> dict
         `p95` and `largest` absolute difference of one example's score in nats per target token,
         and of how many scores. `p95` is the larger of the 95 % quantile and 1.96 times the root
         mean square: where few scores move, and those by much, the quantile alone sees none of
-        it. The 95 % noise floor of a mean over n examples is `p95 / sqrt(n)`: rounding errors of
-        different examples are independent.
+        it. None where a single prompt leaves nothing to rearrange. The 95 % noise floor of a mean
+        over n examples is `p95 / sqrt(n)`: rounding errors of different examples are independent.
     """
     half = model.cfg.dtype in HALF
     count = NOISE_PROMPTS if half else NOISE_PROMPTS // 8
@@ -195,7 +223,7 @@ def noise(model: TransformerBridge, prompts: Sequence[Prompt], job: Job) -> dict
     shape = heads_per_layer(model)
     wanted = torch.zeros((len(chosen), len(shape), max(shape)), dtype=torch.bool)
     present = [(layer, head) for layer, heads in enumerate(shape) for head in range(heads)]
-    for layer, head in present[:: max(1, len(present) // NOISE_HEADS)]:
+    for layer, head in random.Random(0).sample(present, min(NOISE_HEADS, len(present))):
         wanted[:, layer, head] = True
     scorer = Scorer(model, job)
     others = [scorer]
@@ -206,6 +234,8 @@ def noise(model: TransformerBridge, prompts: Sequence[Prompt], job: Job) -> dict
     moved = [
         (together - _stack(other, single, wanted.flip(0)).flip(0))[wanted].abs() for other in others
     ]
+    if len(chosen) == 1 and len(others) == 1:  # alone and together are the same
+        return {"p95": None, "largest": None, "scores": 0}
     return {
         "p95": max(
             max(float(each.quantile(0.95)), 1.96 * float(each.square().mean().sqrt()))
@@ -216,10 +246,14 @@ def noise(model: TransformerBridge, prompts: Sequence[Prompt], job: Job) -> dict
     }
 
 
-def _stack(scorer: Scorer, parts: Sequence[Sequence[Prompt]], wanted: Tensor) -> Tensor:
+def _stack(
+    scorer: Scorer, parts: Sequence[Sequence[Prompt]], wanted: Tensor, losses: bool = False
+) -> Tensor:
+    """Scores of all parts, a row a prompt; with the intact model's loss as a last column."""
     found, start = [], 0
     for part in parts:
-        found.append(scorer.scores(part, wanted[start : start + len(part)])[0])
+        pcs, nll = scorer.scores(part, wanted[start : start + len(part)])
+        found.append(torch.cat((pcs.flatten(1), nll[:, None]), dim=1) if losses else pcs)
         start += len(part)
     return torch.cat(found)
 

@@ -29,10 +29,11 @@ from workbench.data.prompts import Prompt
 from workbench.data.testbed import testbed_path
 from workbench.discovery.check import Prepared, prepare
 from workbench.discovery.cluster import RayOptions, first_line, nodes, seats
+from workbench.discovery.room import keep_freed_memory
 from workbench.discovery.scorer import Job, Scorer, Tick, is_out_of_memory
 from workbench.discovery.stages import Shard, Worker
 from workbench.errors import InputError
-from workbench.models import TESTBED, load_model, weights_id
+from workbench.models import TESTBED, load_model, tensors_id
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -60,14 +61,14 @@ class Source:
         dtype: As `load_model` takes it.
         revision: The hub's commit.
         trust_remote_code: Whether the model's code comes with it.
-        weights: `weights_id` of the driver's model.
+        tensors: `tensors_id` of the driver's model.
     """
 
     name: str
     dtype: str
     revision: str | None
     trust_remote_code: bool
-    weights: str
+    tensors: str
 
     @classmethod
     def of(cls, model: TransformerBridge) -> Source:
@@ -83,7 +84,7 @@ class Source:
             revision = getattr(inner.config, "_commit_hash", None)
         dtype = str(model.cfg.dtype).removeprefix("torch.")
         foreign = type(inner).__module__.startswith("transformers_modules")
-        return cls(name, dtype, revision, foreign, weights_id(model))
+        return cls(name, dtype, revision, foreign, tensors_id(model))
 
 
 class Replica:
@@ -103,6 +104,7 @@ class Replica:
             InputError: It can't be loaded here, or isn't the driver's.
         """
         with _named():
+            keep_freed_memory()
             if threads:
                 torch.set_num_threads(threads)
             self.model = load_model(
@@ -112,11 +114,12 @@ class Replica:
                 revision=source.revision,
                 trust_remote_code=source.trust_remote_code,
             )
-            found = weights_id(self.model)
-            if found != source.weights:
+            found = tensors_id(self.model)
+            if found != source.tensors:
                 raise InputError(
-                    f"{source.name} holds other weights here ({found}) than where the run was "
-                    f"started ({source.weights}); copy the model there, too"
+                    f"{source.name} holds other weights here ({found[:12]}) than the model that "
+                    f"the run was started with ({source.tensors[:12]}); copy the model there, too. "
+                    "A model that was changed in memory must be saved first, and loaded from there"
                 )
         self.scorers: dict[Any, Scorer] = {}
 
@@ -307,6 +310,11 @@ class Crew:
             if not isinstance(error.cause, LostGPUError):
                 raise error.cause if isinstance(error.cause, InputError) else error from None
             lost: Exception = error.cause
+        except ray.exceptions.RaySystemError as error:
+            raise InputError(
+                f"Ray can't carry a worker's result here: {first_line(error)} Use the same "
+                "versions of Python, torch and the workbench on every node"
+            ) from error
         except ray.exceptions.RayError as error:
             if getattr(error, "actor_init_failed", False):
                 raise InputError(

@@ -81,11 +81,7 @@ def score_heads(
             before any long work.
         runs.Stopped: Ctrl-C or SIGTERM; the shards finished so far are kept.
     """
-    if not examples:
-        raise InputError("no examples to score")
-    for name, value, kinds in (("ablation", ablation, Ablation), ("method", method, Method)):
-        if value not in get_args(kinds):
-            raise InputError(f"{name} must be {' or '.join(get_args(kinds))}, got {value!r}")
+    _check_request(examples, ablation, method, screen)
     settings = prompt or PromptSettings()
     prompts = build_prompts(examples, model.tokenizer, context_length(model), settings)
     _check_unique(examples)
@@ -143,17 +139,13 @@ def _crew(
 
 
 def _prepare(
-    prepare: Callable[[int | None, bool], Prepared],
+    prepare: Callable[[int | None, dict[str, Any]], Prepared],
     batch_tokens: int | None,
     manifest: dict[str, Any],
     known: dict[str, Any],
 ) -> Job:
-    """What `check.prepare` finds, in the manifest too; the noise is measured once a run.
-
-    A run that goes on keeps its batch size: sums over other shapes differ in the last digits.
-    """
-    tokens = batch_tokens or known.get("batch_tokens")
-    prepared = prepare(tokens, "noise" in manifest)
+    """What `check.prepare` finds, in the manifest too; the noise is measured once a run."""
+    prepared = prepare(batch_tokens, known)
     for line in _notes(prepared.engine):
         tqdm.write(line, file=sys.stderr)
     manifest |= {"engine": prepared.engine.record(), "batch_tokens": prepared.job.batch_tokens}
@@ -170,6 +162,18 @@ def _notes(engine: Engine) -> Iterator[str]:
             "the fast engine isn't right for this model on these prompts; scoring by the "
             "reference, one whole pass a head"
         )
+
+
+def _check_request(
+    examples: Sequence[Example], ablation: str, method: str, screen: Screen | None
+) -> None:
+    if not examples:
+        raise InputError("no examples to score")
+    for name, value, kinds in (("ablation", ablation, Ablation), ("method", method, Method)):
+        if value not in get_args(kinds):
+            raise InputError(f"{name} must be {' or '.join(get_args(kinds))}, got {value!r}")
+    if screen is not None and method != "screened":
+        raise InputError(f"`screen` is for method screened, and the method is {method}")
 
 
 def _check_unique(examples: Sequence[Example]) -> None:

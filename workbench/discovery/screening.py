@@ -6,8 +6,9 @@
    the head.
 3. In each group (all examples of a task, or of a user) the candidates are the heads, half again as
    many as K and at least K + 8, that stand highest in any of three rankings: by the estimate; by
-   the estimate corrected by the pilot; by the estimate's size, whatever its sign, since where the
-   gradient is steep the straight line is furthest off and may even point the wrong way.
+   the estimate corrected by the pilot; and, half as many, by the estimate's size whatever its
+   sign, since where the gradient is steep the straight line is furthest off and may even point
+   the wrong way.
 4. Of the others a random few, K / 4, are scored exactly as well: the audit. An audited head that
    turns out to be in the top K shows that the candidates missed some; how many is bounded from
    the share of such hits.
@@ -152,6 +153,7 @@ def choose(
     for members in groups.values():
         rankings = (estimate[members], corrected[members], np.abs(estimate[members]))
         places = np.stack([_places(values.mean(axis=0)) for values in rankings])
+        places[2] *= 2  # a guard against what the others overlook: half as many come by it
         # Of two heads with the same best place the one whose other places are better.
         best = places.min(axis=0) + places.mean(axis=0) / (2 * estimate[0].size)
         order = np.argsort(np.where(present, best, np.inf), axis=None)
@@ -202,5 +204,6 @@ def missed(
         hits += sum(bool(sampled[head.layer, head.head]) for head in top)
         unscored += heads - int((~np.isnan(means)).sum())
     share = float(beta.ppf(0.95, hits + 1, count - hits)) if hits < count else 1.0
-    upper = share * unscored / len(groups)
+    # All heads but the candidates have that share; the hits among them were scored.
+    upper = min((share * (count + unscored) - hits) / len(groups), unscored / len(groups), k)
     return Missed(count, hits, unscored, upper, max(0.0, 1 - upper / k))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Bool
@@ -61,6 +62,19 @@ class Local:
             yield shard.index, self.scorer.table(shard.prompts, shard.wanted, tick)
 
 
+def _answers(table: pa.Table, shard: Shard) -> bool:
+    """Whether a kept table is of these prompts, and of the heads that are wanted now.
+
+    When the estimate is made anew, its last digits may choose other heads.
+    """
+    if table["example"].to_pylist() != [prompt.example.name for prompt in shard.prompts]:
+        return False
+    if shard.wanted is None:
+        return True
+    scored = ~np.isnan(HeadScores.from_table(table, {}).data["pcs"].values)
+    return bool((scored == shard.wanted.numpy()[:, :, : scored.shape[2]]).all())
+
+
 class Shards:
     """The shards of a run: which are there, which are still to be done.
 
@@ -106,8 +120,11 @@ class Shards:
             rows = slice(start, start + self.size)
             part = Shard(index, prompts[rows], None if wanted is None else wanted[rows])
             path = None if self.folder is None else runs.shard_path(self.folder, index, stage)
+            kept = None
             if path is not None and path.exists():
-                tables[index] = read_shard(path, len(part.prompts))
+                kept = read_shard(path, len(part.prompts))
+            if kept is not None and _answers(kept, part):
+                tables[index] = kept
             else:
                 todo.append(part)
         pairs = self.heads * len(prompts) if wanted is None else int(wanted.sum())

@@ -12,7 +12,7 @@ from workbench.figures.template import DPS, FAINT, INK, UNSCORED
 from workbench.heads import Head
 
 LEGEND = 28  # pixels that a legend takes above the panels
-BELOW = "below the noise floor: rounding alone moves a mean by as much"
+BELOW = "below the noise floor: sums in another order move a mean by as much"
 NOT_SCORED = "not scored"
 DOT = 0.2  # of a cell
 LARGEST = 7.0
