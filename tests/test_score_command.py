@@ -51,10 +51,11 @@ def test_screened_run_says_what_was_scored_and_what_may_be_missed(tmp_path):
     assert (found["by"], found["k"], found["audited"]) == ("task", 3, 12)
     assert [group["scored"] for group in found["groups"]] == [10, 10, 10]
     assert found["unscored"] == 3 * 22
-    # 0 of 12: the share is below 22.1 % (Clopper and Pearson), of 22 heads a task
-    assert found["hits"] == 0
-    assert found["upper"] == pytest.approx((1 - 0.05 ** (1 / 12)) * 22)
+    # 0 of 12: the share is below 22.1 % (Clopper and Pearson); of 26 heads a task that is more
+    # than the three there are. Half of three would take 6 × 78 / (3 × 3²) audited heads.
+    assert (found["hits"], found["upper"]) == (0, 3)
     assert "Too few audited heads to tell how many of the top 3 of a task" in words
+    assert "--audit 18 would bound it by half of them" in words
 
 
 def test_screening_a_user_s_heads_bounds_what_is_missed_in_words(tmp_path):
