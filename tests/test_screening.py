@@ -96,6 +96,14 @@ def test_estimate_does_not_depend_on_batches_or_engine(tiny_model, prompts):
             assert sum(done) == len(prompts) * 12
 
 
+def test_a_model_loaded_in_inference_mode_has_gradients_all_the_same(prompts):
+    with torch.inference_mode():
+        model = wb.load_model("testbed", device="cpu")
+    short = [Prompt(p.example, tuple(i % 200 for i in p.ids), (5,), shown=()) for p in prompts]
+    engine = Replay(model)
+    assert attribute(engine, engine.rows(short))[0].isfinite().all()
+
+
 def test_a_backward_pass_takes_an_eighth_of_the_tokens(tiny_model, prompts):
     lengths = [len(prompt.ids) + len(prompt.target_ids) for prompt in prompts * 4]
     batches = list(Replay(tiny_model("llama"), 8 * 100).attribution_batches(prompts * 4))

@@ -69,13 +69,15 @@ def load_model(
     if str(name) == TESTBED:
         hf_logging.disable_progress_bar()  # it is loaded before a bar could be read
     try:
-        model = TransformerBridge.boot_transformers(
-            source,
-            device=device,
-            dtype=wanted,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
+        # Weights made in inference mode could never be part of a gradient.
+        with torch.inference_mode(False):
+            model = TransformerBridge.boot_transformers(
+                source,
+                device=device,
+                dtype=wanted,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise InputError(
