@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 import workbench as wb
+from workbench.analysis.sparsity import sparsity
+from workbench.analysis.stability import split_half
 from workbench.batches import batch_nll, collate
 from workbench.data.prompts import Prompt, build_prompts
 from workbench.discovery.attribution import attribute
@@ -19,7 +22,7 @@ from workbench.discovery.screening import Screen, choose, correction, missed, pi
 from workbench.heads import all_heads
 from workbench.hooks import head_gates, mean_z
 from workbench.models import heads_per_layer, pad_token
-from workbench.scores import HeadScores
+from workbench.scores import HeadScores, read_shard, write_shard
 
 KINDS = ("llama", "mistral", "gemma2", "gpt2", "gpt_neox", "mixtral", "gpt_oss", "lfm2", "jamba")
 
@@ -288,3 +291,45 @@ def test_the_estimate_of_stories_finds_the_top(shared):
     assert np.mean([len(set(a) & set(b)) / 8 for a, b in tops]) >= 0.95
     prompts = build_prompts(rows[:2], model.tokenizer, 512)
     assert max(len(prompt.ids) for prompt in prompts) > 300
+
+
+def test_what_needs_all_heads_refuses_a_screened_run(testbed_model, examples):
+    options = {"method": "screened", "screen": Screen(4, "user"), "progress": False}
+    found = wb.score_heads(testbed_model, examples[::5], **options)  # of every task
+    for use in (sparsity, lambda s: split_half(s, 4), lambda s: wb.user_overlap(s, 4)):
+        with pytest.raises(wb.InputError, match="needs exact scores of all heads"):
+            use(found)
+    users = list(dict.fromkeys(found.data["user"].values.tolist()))
+    assert len(found.select(users=users[:1]).top(4, "user")) == 1  # a whole group is left
+    with pytest.raises(wb.InputError, match="only a part of the examples"):
+        found.select(tasks=["testbed-tag"]).top(4, "user")
+    with pytest.raises(wb.InputError, match="method is exact"):
+        wb.score_heads(testbed_model, examples[:2], screen=Screen(4))
+
+
+def test_a_model_changed_in_memory_is_another_model(testbed_model, examples, tmp_path):
+    options = {"folder": tmp_path, "progress": False}
+    wb.score_heads(testbed_model, examples[:2], **options)
+    weight = testbed_model.blocks[1].attn.o.original_component.weight
+    before = weight.data[3, 7].clone()
+    try:
+        weight.data[3, 7] += 0.5
+        with pytest.raises(wb.InputError, match="tensors"):
+            wb.score_heads(testbed_model, examples[:2], **options)
+    finally:
+        weight.data[3, 7] = before
+    wb.score_heads(testbed_model, examples[:2], **options)
+
+
+def test_a_kept_shard_of_other_heads_is_scored_again(testbed_model, examples, tmp_path):
+    options = {"method": "screened", "screen": Screen(4), "progress": False, "folder": tmp_path}
+    first = wb.score_heads(testbed_model, examples[:24], **options)
+    (shard,) = (tmp_path / "chosen").glob("*.parquet")
+    table = read_shard(shard)
+    pcs = [[[*layer[1:], layer[0]] for layer in row] for row in table["pcs"].to_pylist()]
+    place = table.column_names.index("pcs")
+    column = pa.array(pcs, type=table.schema.field("pcs").type)
+    write_shard(table.set_column(place, "pcs", column), shard)
+    for done in (tmp_path / "scores").glob("*.parquet"):
+        done.unlink()
+    assert rows(wb.score_heads(testbed_model, examples[:24], **options)) == rows(first)
