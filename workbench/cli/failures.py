@@ -10,11 +10,10 @@ from pathlib import Path
 import typer
 
 from workbench import runs
+from workbench.discovery.cluster import GPU_FAILURES
 from workbench.errors import InputError
 
 # What torch says of a GPU that is gone, was taken away or gave up; older versions in a plain
-# RuntimeError.
-_GPU = ("CUDA error", "cuDNN error", "NCCL error", "No CUDA GPUs are available")
 
 
 def message(error: Exception) -> str | None:
@@ -32,7 +31,7 @@ def message(error: Exception) -> str | None:
             f"out of memory: {first} Lower --batch-tokens and run the same command again; "
             "what is finished is kept"
         )
-    if any(words in first for words in _GPU):
+    if any(words in first for words in GPU_FAILURES):
         return (
             f"the GPU failed: {first.rstrip('.')}. nvidia-smi tells whether it is still there, "
             "--device cuda:1 takes another; run the same command again, what is finished is kept"

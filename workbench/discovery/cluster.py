@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from workbench.errors import InputError
 
+# What a GPU that fell over, or was taken away, says in torch.
+GPU_FAILURES = ("CUDA error", "cuDNN error", "NCCL error", "No CUDA GPUs are available")
+
 AUTO, HERE = "auto", "local"
 KNOCK = 5  # seconds that an address has to answer in
 OBJECTS = 2**29  # bytes of shared memory of a cluster started here; shards are small

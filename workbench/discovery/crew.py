@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from workbench.data.prompts import Prompt
 from workbench.data.testbed import testbed_path
 from workbench.discovery.check import Prepared, prepare
-from workbench.discovery.cluster import RayOptions, first_line, nodes, seats
+from workbench.discovery.cluster import GPU_FAILURES, RayOptions, first_line, nodes, seats
 from workbench.discovery.room import keep_freed_memory
 from workbench.discovery.scorer import Job, Scorer, Tick, is_out_of_memory
 from workbench.discovery.stages import Shard, Worker
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 LOST = 3  # times a shard may lose its worker, or a worker its process, before it is given up
 PATIENCE = 60  # seconds without any worker before a word about it
 POLL = 5  # seconds between looks at the cluster while nothing is done
-# What a GPU that fell over, or was taken away, says in torch.
-_GPU = ("CUDA error", "cuDNN error", "NCCL error", "No CUDA GPUs are available")
 
 
 class LostGPUError(RuntimeError):
@@ -165,7 +163,7 @@ def _named() -> Iterator[None]:
                 f"{node}: out of memory: {first_line(error)} Lower --batch-tokens, or take a "
                 "smaller --dtype or fewer --workers; finished shards are kept"
             ) from None
-        if any(words in str(error) for words in _GPU):
+        if any(words in str(error) for words in GPU_FAILURES):
             raise LostGPUError(f"{node}: the GPU failed: {first_line(error)}") from None
         raise
 
