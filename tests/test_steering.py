@@ -13,7 +13,8 @@ import workbench as wb
 from workbench.data.prompts import build_prompts
 from workbench.heads import Head, HeadSet
 from workbench.models import heads_per_layer
-from workbench.steering.contrast import DPS, contrast_logits
+from workbench.steering.contrast import DPS
+from workbench.steering.rules import contrast_logits
 from workbench.steering.decode import Sampling, end_tokens, generate
 
 HEADS = HeadSet((Head(0, 3), Head(1, 6), Head(2, 1)))

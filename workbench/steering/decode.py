@@ -25,7 +25,8 @@ from workbench.data.prompts import Prompt, PromptSettings, build_prompts
 from workbench.errors import InputError
 from workbench.hooks import head_gates
 from workbench.models import context_length, heads_per_layer, pad_token
-from workbench.steering.contrast import DPS, contrast_logits
+from workbench.steering.contrast import DPS
+from workbench.steering.rules import contrast_logits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -1,0 +1,196 @@
+"""Joining the logits of several views: strengths, the plausibility cut, the limit in nats.
+
+Everything is computed in float32 and up to a constant a row, which no distribution depends on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.steering.contrast import Entropy, Kind, Strength
+
+HALVINGS = 24  # of the interval in which a scale is looked for: 6e-8, float32's own resolution
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one term adds to some rows of a batch.
+
+    Attributes:
+        kind: How it joins, as `contrast.Term` says.
+        rows: The rows of the batch.
+        strengths: One for each of them.
+        logits: The view's, for each of them.
+    """
+
+    kind: Kind
+    rows: Int[Tensor, " some"]
+    strengths: tuple[Strength, ...]
+    logits: Float[Tensor, "some d_vocab"]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One step's logits.
+
+    Attributes:
+        logits: Joined, unnormalised, float32.
+        kl: KL(joined, plain) of each row in nats: by how much the step was moved.
+        scale: What the strength was multiplied by to stay within the limit; 1 where it was.
+    """
+
+    logits: Float[Tensor, "batch d_vocab"]
+    kl: Float[Tensor, " batch"]
+    scale: Float[Tensor, " batch"]
+
+
+def join(
+    full: Float[Tensor, "batch d_vocab"],
+    shares: list[Share],
+    plausible: Float[Tensor, " batch"],
+    max_kl: Float[Tensor, " batch"],
+) -> Joined:
+    """The logits to choose a token from.
+
+    1. Every term has a difference: `gamma * (full - view)` of an amplified view, `view - full` of
+       a replaced one, `-view` of an early layer. They are added up.
+    2. Tokens below the plausible share of the plain model's best are ruled out.
+    3. Where KL(joined, plain) is above the limit, the sum is multiplied by the largest scale that
+       keeps it. The divergence grows with the scale without exception: its slope is the scale
+       times the variance of the sum under the joined distribution. Where the cut alone exceeds
+       the limit, the row stays plain.
+
+    A token that the model itself rules out (-inf) stays ruled out.
+
+    Args:
+        full: The plain model's logits.
+        shares: What the views add; a row may have several, or none.
+        plausible: The cut of each row; 0 for none.
+        max_kl: The limit of each row in nats; infinity for none.
+
+    Source:
+        Section 4 of the paper for `(1 + gamma) * full - gamma * view`; contrastive decoding (arXiv
+        2210.15097) for the cut. The limit is ours.
+    """
+    full = full.float()
+    change = torch.zeros_like(full)
+    for share in shares:
+        change.index_add_(0, share.rows, _difference(full[share.rows], share))
+    # Where the plain model or a view rules a token out, no difference is defined.
+    change = torch.where(change.isfinite() & full.isfinite(), change, 0.0)
+    plain = full.log_softmax(dim=-1)
+    cut = _implausible(plain, plausible)
+    touched = torch.zeros(len(full), dtype=torch.bool, device=full.device)
+    for share in shares:
+        touched[share.rows] = True
+    logits = torch.where(touched[:, None], (full + change).masked_fill(cut, -torch.inf), full)
+    kl = torch.where(touched, divergence(logits, plain), 0.0)
+    scale = torch.ones_like(kl)
+    over = (kl > max_kl).nonzero()[:, 0]
+    if len(over):
+        scale[over], logits[over] = _within(
+            full[over], change[over], cut[over], plain[over], max_kl[over]
+        )
+        kl[over] = divergence(logits[over], plain[over])
+    return Joined(logits, kl, scale)
+
+
+def _difference(full: Tensor, share: Share) -> Tensor:
+    view = share.logits.float()
+    if share.kind == "replace":
+        return view - full
+    if share.kind == "early":
+        return -view
+    return strengths(full, share.strengths)[:, None] * (full - view)
+
+
+def strengths(
+    full: Float[Tensor, "batch d_vocab"], wanted: tuple[Strength, ...]
+) -> Float[Tensor, " batch"]:
+    """The strength of each row: the constant, or what its entropy makes of it."""
+    constant = [0.0 if isinstance(one, Entropy) else float(one) for one in wanted]
+    gamma = full.new_tensor(constant)
+    if any(isinstance(one, Entropy) for one in wanted):
+        entropies = entropy(full)
+        for row, one in enumerate(wanted):
+            if isinstance(one, Entropy):
+                value = entropies[row]
+                if one.normalised:
+                    value = value / torch.log(torch.tensor(float(full.shape[-1])))
+                value = one.factor * value
+                gamma[row] = value if one.cap is None else value.clamp(max=one.cap)
+    return gamma
+
+
+def entropy(logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
+    """Shannon entropy of the distribution, in nats."""
+    log_probs = logits.float().log_softmax(dim=-1)
+    return -(log_probs.exp() * log_probs.nan_to_num(neginf=0.0)).sum(dim=-1)
+
+
+def divergence(
+    logits: Float[Tensor, "batch d_vocab"], plain: Float[Tensor, "batch d_vocab"]
+) -> Float[Tensor, " batch"]:
+    """KL(logits, plain) in nats; `plain` holds log-probabilities."""
+    log_probs = logits.log_softmax(dim=-1)
+    apart = torch.where(log_probs.isneginf(), 0.0, log_probs - plain)
+    return (log_probs.exp() * apart).sum(dim=-1).clamp(min=0.0)
+
+
+def _implausible(
+    plain: Float[Tensor, "batch d_vocab"], plausible: Float[Tensor, " batch"]
+) -> Bool[Tensor, "batch d_vocab"]:
+    best = plain.max(dim=-1, keepdim=True).values
+    return plain < best + plausible[:, None].log()  # log(0) = -inf: nothing is below
+
+
+def _within(
+    full: Tensor, change: Tensor, cut: Tensor, plain: Tensor, limit: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The largest scale in [0, 1] that keeps the limit, and its logits."""
+
+    def mixed(scale: Tensor) -> Tensor:
+        return (full + scale[:, None] * change).masked_fill(cut, -torch.inf)
+
+    low, high = torch.zeros_like(limit), torch.ones_like(limit)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        fits = divergence(mixed(middle), plain) <= limit
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    logits = mixed(low)
+    too_far = divergence(logits, plain) > limit  # already by what was cut
+    return torch.where(too_far, 0.0, low), torch.where(too_far[:, None], full, logits)
+
+
+def farthest_layer(
+    full: Float[Tensor, "batch d_vocab"], early: Float[Tensor, "batch layer d_vocab"]
+) -> tuple[Float[Tensor, "batch d_vocab"], Int[Tensor, " batch"]]:
+    """The early prediction farthest from the last one, and which it is.
+
+    Source:
+        DoLa (arXiv 2309.03883), equations 3 and 4: the largest Jensen-Shannon divergence.
+    """
+    last = full.float().log_softmax(dim=-1)[:, None]
+    layers = early.float().log_softmax(dim=-1)
+    middle = torch.logaddexp(last, layers) - torch.log(torch.tensor(2.0))
+    halves = [
+        (part.exp() * torch.where(part.isneginf(), 0.0, part - middle)).sum(dim=-1)
+        for part in (last, layers)
+    ]
+    chosen = (halves[0] + halves[1]).argmax(dim=-1)
+    return early[torch.arange(len(early), device=early.device), chosen], chosen
+
+
+def contrast_logits(
+    full: Float[Tensor, "batch d_vocab"],
+    ablated: Float[Tensor, "batch d_vocab"],
+    gamma: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch d_vocab"]:
+    """`(1 + gamma) * full - gamma * ablated`, in float32."""
+    full, ablated, strength = full.float(), ablated.float(), gamma.float()[:, None]
+    mixed = (1 + strength) * full - strength * ablated
+    return torch.where(full.isneginf(), full, mixed)
