@@ -6,9 +6,10 @@ import pytest
 from test_prompts import Characters
 
 from workbench.data.examples import Example, with_strangers_profile, without_profile
-from workbench.data.lamp import LAMP_TASKS, TASKS, get_task, load_lamp, sample_users
+from workbench.data.lamp import load_lamp, sample_users
 from workbench.data.prompts import PromptSettings, build_prompts
 from workbench.data.sources import load_examples
+from workbench.data.tasks import LAMP_TASKS, TASKS, get_task
 from workbench.errors import InputError
 
 ITEM = {"id": "p1", "title": "Old title", "text": "old article"}
@@ -228,7 +229,7 @@ def test_an_unknown_task_is_refused_with_those_there_are(tmp_path):
 
 
 def test_unknown_data_is_refused_with_what_can_be_given(tmp_path):
-    with pytest.raises(InputError, match="unknown data 'LaMP-4'; give testbed or lamp:TASK"):
+    with pytest.raises(InputError, match="unknown data 'LaMP-4'; give testbed, lamp:TASK"):
         load_examples("LaMP-4", root=tmp_path)
     with pytest.raises(InputError, match="lamp:LaMP-4 needs a root"):
         load_examples("lamp:LaMP-4")

@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from workbench.data.examples import Example
-from workbench.data.lamp import get_task
 from workbench.data.prompts import PromptSettings, build_prompts, truncation
+from workbench.data.tasks import get_task
 from workbench.errors import InputError
 
 FIRST = PromptSettings(ranking="first")

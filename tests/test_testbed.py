@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.data import testbed
-from workbench.data.lamp import TASKS, TESTBED_TASKS, get_task, load_lamp, testbed_examples
+from workbench.data.lamp import load_lamp, testbed_examples
 from workbench.data.prompts import PromptSettings, build_prompts
 from workbench.data.sources import load_examples
+from workbench.data.tasks import TASKS, TESTBED_TASKS, get_task
 from workbench.errors import InputError
 
 EVAL_SPLITS = tuple(testbed.CORPUS_USERS)

@@ -43,15 +43,27 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of torch.", rich_help_panel=_MODEL)
 ]
 Data = Annotated[
-    str, typer.Option(help="testbed, or lamp:LaMP-4 and the like.", rich_help_panel=_DATA)
+    str,
+    typer.Option(
+        help="testbed, lamp:LaMP-4 or longlamp:product_review_user, and the like.",
+        rich_help_panel=_DATA,
+    ),
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(help="Folder that holds the LaMP task folders.", rich_help_panel=_DATA),
+    typer.Option(
+        help="Folder that holds the LaMP task folders, or a local copy of LongLaMP; without one "
+        "LongLaMP comes from the hub.",
+        rich_help_panel=_DATA,
+    ),
 ]
 Split = Annotated[
     str | None,
-    typer.Option(help="Split of the users that heads are found on.", rich_help_panel=_DATA),
+    typer.Option(
+        help="Split of the users that heads are found on: discovery of the testbed, dev of LaMP, "
+        "val of LongLaMP if unset.",
+        rich_help_panel=_DATA,
+    ),
 ]
 Users = Annotated[
     int | None, typer.Option(help="How many of them; all by default.", rich_help_panel=_DATA)

@@ -13,7 +13,7 @@ class Example:
     Attributes:
         id: Unique within task and split.
         user: Whose it is. LaMP rows name no user; there each row is a user of its own.
-        task: A key of `workbench.data.lamp.TASKS`.
+        task: A key of `workbench.data.tasks.TASKS`.
         query: The task input, as it stands in the data.
         target: What the user answered, the gold output.
         profile: The user's history items, each a mapping of the task's fields.

@@ -1,204 +1,23 @@
-"""The LaMP tasks as data, and the reader of their official files.
+"""The reader of LaMP's official files.
 
-Source: LaMP (Salemi et al., 2023), its published prompts and schema. The tasks of the built-in
-testbed stand in the same table and are read by the same code.
+Source: LaMP (Salemi et al., 2023), its published schema. The tasks of the built-in testbed are
+read by the same code.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from workbench.data.examples import Example
+from workbench.data.tasks import TESTBED_TASKS, Task, get_task
 from workbench.errors import InputError
 from workbench.runs import read_json
-
-Kind = Literal["classification", "rating", "generation"]
-Ranking = Literal["bm25", "recency", "first"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the workbench knows of a task.
-
-    Attributes:
-        kind: Decides the metrics.
-        fields: What every profile item must hold.
-        item: How an item is shown in the prompt, with the fields in braces.
-        joint: Between two items.
-        compose: (shown items, joined; query) to the prompt; not called without items.
-        shorten: The field that gives way when the prompt is too long.
-        match: Reads off the query what items are ranked against.
-        search: Fields of an item that are searched.
-        labels: The possible answers of a classification or rating.
-        metric: The metric named first.
-        ranking: How items are chosen unless the user asks otherwise.
-        cue: Ends a plain prompt; the answer follows it.
-    """
-
-    kind: Kind
-    fields: tuple[str, ...]
-    item: str
-    joint: str
-    compose: Callable[[str, str], str]
-    shorten: str
-    match: re.Pattern[str]
-    search: tuple[str, ...]
-    metric: str
-    labels: tuple[str, ...] = ()
-    ranking: Ranking = "bm25"
-    cue: str = "\n"
-
-
-def _citation(items: str, query: str) -> str:
-    # LaMP-1 puts the history inside the question, beside the title that it names.
-    title = re.search(r'title\s+"(.*?)"(?=, which reference)', query, re.DOTALL)
-    if title is None:
-        return f"{items}. {query}"
-    return f"{query[: title.end()]}, and {items}{query[title.end() :]}"
-
-
-_AFTER_COLON = re.compile(r"^[^:]*:\s*(.*)$", re.DOTALL)
-_MOVIE_TAGS = (
-    *("sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia"),
-    *("dark comedy", "classic", "psychology", "fantasy", "romance", "thought-provoking"),
-    *("social commentary", "violence", "true story"),
-)
-_RATINGS = ("1", "2", "3", "4", "5")
-
-TASKS: dict[str, Task] = {
-    "LaMP-1": Task(
-        kind="classification",
-        fields=("title", "abstract"),
-        item='"{title}"',
-        joint=", and ",
-        compose=_citation,
-        shorten="title",
-        # "[1]:" opens the references; "[1] or [2]" stands in the question before them.
-        match=re.compile(r"(\[1\]:.*)$", re.DOTALL),
-        search=("title", "abstract"),
-        labels=("[1]", "[2]"),
-        metric="accuracy",
-    ),
-    "LaMP-2": Task(
-        kind="classification",
-        fields=("description", "tag"),
-        item='the tag for the movie: "{description}" is "{tag}"',
-        joint=", and ",
-        compose=lambda items, query: f"{items}. {query}",
-        shorten="description",
-        match=re.compile(r"description:\s*(.*)$", re.DOTALL),
-        search=("description",),
-        labels=_MOVIE_TAGS,
-        metric="accuracy",
-    ),
-    "LaMP-3": Task(
-        kind="rating",
-        fields=("text", "score"),
-        item='{score} is the score for "{text}"',
-        joint=", and ",
-        compose=lambda items, query: f"{items}. {query}",
-        shorten="text",
-        match=re.compile(r"review:\s*(.*)$", re.DOTALL),
-        search=("text",),
-        labels=_RATINGS,
-        metric="mae",
-    ),
-    "LaMP-4": Task(
-        kind="generation",
-        fields=("title", "text"),
-        item='"{title}" is the title for "{text}"',
-        joint=", and ",
-        compose=lambda items, query: f"{items}. {query}",
-        shorten="text",
-        match=_AFTER_COLON,
-        search=("title", "text"),
-        metric="rouge1",
-    ),
-    "LaMP-5": Task(
-        kind="generation",
-        fields=("title", "abstract"),
-        item='"{title}" is the title for "{abstract}"',
-        joint=", and ",
-        compose=lambda items, query: f"{items}. Following the given patterns {query}",
-        shorten="abstract",
-        match=_AFTER_COLON,
-        search=("title", "abstract"),
-        metric="rouge1",
-    ),
-    "LaMP-7": Task(
-        kind="generation",
-        fields=("text",),
-        item='"{text}"',
-        joint=", and ",
-        compose=lambda items, query: (
-            f"{items} are written by a person. Following the given patterns {query}"
-        ),
-        shorten="text",
-        match=_AFTER_COLON,
-        search=("text",),
-        metric="rouge1",
-    ),
-    "testbed-tag": Task(
-        kind="classification",
-        fields=("description", "tag"),
-        item="movie : {description} {tag}",
-        joint="\n",
-        compose=lambda items, query: f"{items}\n{query}",
-        shorten="description",
-        match=_AFTER_COLON,
-        search=("description",),
-        labels=("western", "horror", "comedy", "romance", "crime", "fantasy", "war", "sport"),
-        metric="accuracy",
-        ranking="first",
-        cue="",
-    ),
-    "testbed-rating": Task(
-        kind="rating",
-        fields=("text", "score"),
-        item="review : {text} {score}",
-        joint="\n",
-        compose=lambda items, query: f"{items}\n{query}",
-        shorten="text",
-        match=_AFTER_COLON,
-        search=("text",),
-        labels=_RATINGS,
-        metric="mae",
-        ranking="first",
-        cue="",
-    ),
-    "testbed-headline": Task(
-        kind="generation",
-        fields=("text", "title"),
-        item="article : {text} headline = {title}",
-        joint="\n",
-        compose=lambda items, query: f"{items}\n{query}",
-        shorten="text",
-        match=_AFTER_COLON,
-        search=("text",),
-        metric="style",
-        ranking="first",
-        cue="",
-    ),
-}
-LAMP_TASKS = tuple(name for name in TASKS if name.startswith("LaMP"))
-TESTBED_TASKS = tuple(name for name in TASKS if name.startswith("testbed"))
-
-
-def get_task(name: str) -> Task:
-    """Look a task up.
-
-    Raises:
-        InputError: There is no such task; the message lists those there are.
-    """
-    try:
-        return TASKS[name]
-    except KeyError:
-        raise InputError(f"unknown task {name!r}; known are {', '.join(TASKS)}") from None
 
 
 def load_lamp(task: str, split: str = "dev", root: Path | str = ".") -> list[Example]:
@@ -266,12 +85,9 @@ def _read_rows(path: Path, field: str | None) -> list[dict[str, Any]]:
     """Rows of a JSON array, or of the array under `field`, through `datasets`."""
     import datasets
 
-    quiet = datasets.utils.logging.get_verbosity()
-    datasets.utils.logging.set_verbosity_error()
-    bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset("json", data_files=str(path), field=field, split="train")
+        with quiet_datasets():
+            loaded = datasets.load_dataset("json", data_files=str(path), field=field, split="train")
         if _REREAD.search(str(loaded.features)):
             rows = read_json(path)
             return list(rows[field] if field else rows)
@@ -293,8 +109,21 @@ def _read_rows(path: Path, field: str | None) -> list[dict[str, Any]]:
             f"{path}: `datasets` can't read it: {error.__cause__ or error}; "
             "give a field the same type in every row"
         ) from error
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """No bars and no remarks of `datasets` while small local files are read."""
+    import datasets
+
+    level = datasets.utils.logging.get_verbosity()
+    bars = datasets.is_progress_bar_enabled()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        yield
     finally:
-        datasets.utils.logging.set_verbosity(quiet)
+        datasets.utils.logging.set_verbosity(level)
         if bars:
             datasets.enable_progress_bars()
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from workbench.data.examples import Example
-from workbench.data.lamp import Ranking, get_task
 from workbench.data.retrieval import rank_profile
+from workbench.data.tasks import Ranking, get_task
 from workbench.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import get_args
 
 from workbench.data.examples import Example
-from workbench.data.lamp import Ranking, get_task
+from workbench.data.tasks import Ranking, get_task
 from workbench.errors import InputError
 
 

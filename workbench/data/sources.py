@@ -1,4 +1,4 @@
-"""Where examples come from: `testbed`, or `lamp:TASK` with a root folder."""
+"""Where examples come from: `testbed`, `lamp:TASK` in a folder, `longlamp:TASK` on the hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from workbench.data.examples import Example
 from workbench.data.lamp import load_lamp, sample_users, testbed_examples
+from workbench.data.longlamp import load_longlamp
 from workbench.data.testbed import testbed_path
 from workbench.errors import InputError
 
@@ -23,11 +24,11 @@ def load_examples(
     """Load examples by the name of their source.
 
     Args:
-        source: `testbed`, or `lamp:LaMP-4` and the like.
+        source: `testbed`, `lamp:LaMP-4` or `longlamp:abstract_generation_user`, and the like.
         split: `discovery` (the default), `validation` or `test` of the testbed; `dev` by default
-            of LaMP.
-        root: Folder of the LaMP files; for the testbed a corpus made by `workbench testbed
-            data`, the built-in one by default.
+            of LaMP, `val` of LongLaMP.
+        root: Folder of the LaMP files; a local copy of LongLaMP, by default the hub's; for the
+            testbed a corpus made by `workbench testbed data`, the built-in one by default.
         users: Take this many users, drawn from `seed`; all by default.
         tasks: Keep these tasks of the testbed; all three by default.
         seed: Seed of the draw of users.
@@ -42,8 +43,13 @@ def load_examples(
         if root is None:
             raise InputError(f"{source} needs a root: the folder that holds the LaMP task folders")
         examples = load_lamp(source.removeprefix("lamp:"), split or "dev", root)
+    elif source.startswith("longlamp:"):
+        examples = load_longlamp(source.removeprefix("longlamp:"), split or "val", root)
     else:
-        raise InputError(f"unknown data {source!r}; give testbed or lamp:TASK, say lamp:LaMP-4")
+        raise InputError(
+            f"unknown data {source!r}; give testbed, lamp:TASK, say lamp:LaMP-4, or longlamp:TASK, "
+            "say longlamp:product_review_user"
+        )
     if tasks is not None:
         unknown = sorted(set(tasks) - {example.task for example in examples})
         if unknown:
