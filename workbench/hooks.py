@@ -88,10 +88,17 @@ def _gate_hook(gate: Tensor, mean: Tensor | None) -> Hook:
         if key not in placed:
             scale = gate.to(*key)[:, None, :, None]
             placed[key] = scale, None if mean is None else (1 - scale) * mean.to(*key)
-        scale, shift = placed[key]
-        return z * scale if shift is None else z * scale + shift
+        return gate_z(z, *placed[key])
 
     return hook
+
+
+def gate_z(z: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Z with its heads gated: `scale * z`, and `shift`, which is `(1 - scale) * mean`, if any.
+
+    Every gate of the workbench is this one, whatever module it is hooked to.
+    """
+    return z * scale if shift is None else z * scale + shift
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from workbench.discovery.twin import NotReplayableError, Place, build_twin, places
+from workbench.hooks import gate_z
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -306,7 +307,7 @@ class PartialModel:
             gate, mean = now.gates[layer]
             z = args[0].unflatten(-1, (gate.shape[1], -1))
             scale = gate.to(z)[:, None, :, None]
-            z = z * scale if mean is None else z * scale + (1 - scale) * mean.to(z)
+            z = gate_z(z, scale, None if mean is None else (1 - scale) * mean.to(z))
             return (z.flatten(-2), *args[1:])
 
         return hook

@@ -1,37 +1,40 @@
-"""The decoding loop: plain and steered rows in one batch, several users at once.
+"""The decoding loop: plain and contrasted rows in one batch, several users at once.
 
-1. Every example is a row; every row with an active contrast has a second row with the same
-   tokens, whose heads are gated, over the prompt too. One forward pass serves both.
-2. The two rows' logits are joined by the contrast; the token chosen from them is fed to both.
-3. A row that has met its end-of-text token is left as it is; the loop ends with the last row.
+1. Every example is a row; what its contrast needs beside it (a view without some heads, a prompt
+   without the profile, early layers) goes along in the same forward pass.
+2. The views' logits are joined by the contrast; the token chosen from them is fed to all views.
+3. A row that has met its end-of-text token leaves the batch; the loop ends with the last row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.batches import collate, takes_logits_to_keep
-from workbench.data.examples import Example
+from workbench.data.examples import Example, without_profile
 from workbench.data.prompts import Prompt, PromptSettings, build_prompts
 from workbench.errors import InputError
-from workbench.hooks import head_gates
-from workbench.models import context_length, heads_per_layer, pad_token
-from workbench.steering.contrast import DPS
-from workbench.steering.rules import contrast_logits
+from workbench.models import context_length, heads_per_layer
+from workbench.steering.contrast import Contrast
+from workbench.steering.engines import Engine, open_engine
+from workbench.steering.layout import Layout, Views
+from workbench.steering.native import Prefill
+from workbench.steering.rules import Joined
+from workbench.steering.session import Session
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Contrast = DPS | Mapping[str, DPS] | Sequence[DPS] | None
+Contrasts = Contrast | Mapping[str, Contrast] | Sequence[Contrast | None] | None
+# Rows leave the batch once so many of them have ended: each time the caches are copied.
+LEAVE = 0.25
 
 
 @dataclass(frozen=True)
@@ -65,23 +68,46 @@ class Generation:
         text: The text, without special tokens.
         tokens: The ids, without the end-of-text token.
         finished: Whether the text ended by itself, before the limit of new tokens.
+        logprobs: Log-probability of each token under the plain model, in nats; that of the
+            end-of-text token comes last where one was written.
+        kl: By how many nats each of these steps was moved: KL(contrasted, plain).
     """
 
     example: Example
     text: str
     tokens: tuple[int, ...]
     finished: bool
+    logprobs: tuple[float, ...] = ()
+    kl: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """One step of a text that is being written.
+
+    Attributes:
+        text: What the step adds to the text; empty until a character is whole.
+        token: Its id.
+        logprob: Log-probability under the plain model, in nats.
+        kl: By how many nats the step was moved.
+    """
+
+    text: str
+    token: int
+    logprob: float
+    kl: float
 
 
 @overload
 def generate(
     model: TransformerBridge,
     examples: Example,
-    contrast: Contrast = None,
+    contrast: Contrasts = None,
     *,
     max_new_tokens: int = ...,
     sampling: Sampling | None = ...,
     prompt: PromptSettings | None = ...,
+    prefill: Prefill = ...,
     batch_tokens: int = ...,
     progress: bool = ...,
 ) -> Generation: ...
@@ -91,11 +117,12 @@ def generate(
 def generate(
     model: TransformerBridge,
     examples: Sequence[Example],
-    contrast: Contrast = None,
+    contrast: Contrasts = None,
     *,
     max_new_tokens: int = ...,
     sampling: Sampling | None = ...,
     prompt: PromptSettings | None = ...,
+    prefill: Prefill = ...,
     batch_tokens: int = ...,
     progress: bool = ...,
 ) -> list[Generation]: ...
@@ -104,71 +131,106 @@ def generate(
 def generate(
     model: TransformerBridge,
     examples: Example | Sequence[Example],
-    contrast: Contrast = None,
+    contrast: Contrasts = None,
     *,
     max_new_tokens: int = 32,
     sampling: Sampling | None = None,
     prompt: PromptSettings | None = None,
+    prefill: Prefill = "masked",
     batch_tokens: int = 16384,
     progress: bool = False,
 ) -> Generation | list[Generation]:
-    """Write an answer for every example, plain or steered.
+    """Write an answer for every example, plain or contrasted.
 
     Args:
         model: From `load_model`.
         examples: What to answer, one or several; their targets are not shown to the model.
-        contrast: A DPS for all rows, one for each user by name, one for each example in order,
-            or None for the plain model. A gamma of 0 or an empty head set gives the plain
+        contrast: A contrast for all rows, one for each user by name, one for each example in
+            order, or None for the plain model. A gamma of 0 or an empty head set gives the plain
             model's tokens, exactly.
         max_new_tokens: Limit of new tokens.
         sampling: Greedy by default.
         prompt: How prompts are built.
-        batch_tokens: Most tokens kept at a time: rows, second views counted, times prompt and new
-            tokens. Lower it when memory is short.
+        prefill: `masked`, the equation's: a view without some heads reads the prompt without
+            them, too. `shared`, the released code's: it starts from the plain model's cache of
+            the prompt, up to the prompt's last token. Half the prefill, and another method.
+        batch_tokens: Most tokens kept at a time: rows, further views counted, times prompt and
+            new tokens. Lower it when memory is short.
         progress: Show a bar on the terminal.
 
     Returns:
         One generation an example, in the order given; for a single example just that one.
 
     Raises:
-        InputError: A head is outside the model, a user has no contrast, a prompt leaves no room,
-            or the logits hold NaN.
+        InputError: A head or layer is outside the model, a user has no contrast, a prompt leaves
+            no room, the model can't share a prefill, or the logits hold NaN.
 
     Source:
         Section 4 of the paper. The released code runs one row at a time, two passes in a row,
         from copies of one unmasked cache.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
     asked = [examples] if isinstance(examples, Example) else list(examples)
-    contrasts = _contrasts(asked, contrast)
-    for one in contrasts:
-        if one is not None:
-            one.heads.check(heads_per_layer(model))
-    prompts = build_prompts(
-        asked, model.tokenizer, context_length(model), prompt, new_tokens=max_new_tokens
-    )
+    work = Work(model, asked, contrast, max_new_tokens, prompt)
     written: dict[int, Generation] = {}
-    loop = _Loop(model, sampling or Sampling(), max_new_tokens)
-    with tqdm(total=len(prompts), desc="writing", unit="ex", disable=not progress) as bar:
-        for positions in _in_batches(prompts, contrasts, max_new_tokens, batch_tokens):
-            batch = [prompts[i] for i in positions]
-            texts = loop.run(batch, [contrasts[i] for i in positions])
-            written.update(zip(positions, texts, strict=True))
+    with tqdm(total=len(asked), desc="writing", unit="ex", disable=not progress) as bar:
+        for positions in work.batches(batch_tokens):
+            loop = Loop(work, positions, sampling or Sampling(), prefill)
+            for _ in loop.steps():
+                pass
+            written.update(zip(positions, loop.generations(), strict=True))
             bar.update(len(positions))
-    answers = [written[i] for i in range(len(prompts))]
+    answers = [written[i] for i in range(len(asked))]
     return answers[0] if isinstance(examples, Example) else answers
 
 
-def _contrasts(examples: Sequence[Example], contrast: Contrast) -> list[DPS | None]:
-    """One contrast an example; None where it changes nothing and needs no second view."""
+def stream(
+    model: TransformerBridge,
+    example: Example,
+    contrast: Contrast | None = None,
+    *,
+    max_new_tokens: int = 32,
+    sampling: Sampling | None = None,
+    prompt: PromptSettings | None = None,
+    prefill: Prefill = "masked",
+) -> Iterator[Written]:
+    """Write an answer token by token; the arguments are those of `generate`.
+
+    Yields:
+        Every step as it is done. The texts, joined, are `generate`'s text but for spaces at its
+        ends; the end-of-text token is not among them.
+
+    Raises:
+        InputError: As `generate` does, when the first step is asked for.
+    """
+    work = Work(model, [example], contrast, max_new_tokens, prompt)
+    loop = Loop(work, [0], sampling or Sampling(), prefill)
+    shown, started = "", False
+    for _ in loop.steps():
+        tokens = loop.new[0]
+        if len(loop.logprobs[0]) > len(tokens):  # the end of the text
+            return
+        whole = work.text(tokens, strip=False)
+        # A character may take several tokens; until it is whole its place is held by U+FFFD.
+        piece = "" if whole.endswith("\ufffd") else whole[len(shown) :]
+        shown += piece
+        started = started or bool(piece.strip())
+        text = piece if started else ""
+        yield Written(text, tokens[-1], loop.logprobs[0][-1], loop.kl[0][-1])
+
+
+def contrasts_of(examples: Sequence[Example], contrast: Contrasts) -> list[Contrast | None]:
+    """One contrast an example; None where it changes nothing and needs no second view.
+
+    Raises:
+        InputError: A user has none, or there are more or fewer than examples.
+    """
     if isinstance(contrast, Mapping):
         for example in examples:
             if example.user not in contrast:
                 raise InputError(
                     f"no contrast for user {example.user}; give one, or an empty head set"
                 )
-        given: list[DPS | None] = [contrast[example.user] for example in examples]
+        given: list[Contrast | None] = [contrast[example.user] for example in examples]
     elif isinstance(contrast, Sequence):
         given = list(contrast)
         if len(given) != len(examples):
@@ -176,27 +238,6 @@ def _contrasts(examples: Sequence[Example], contrast: Contrast) -> list[DPS | No
     else:
         given = [contrast] * len(examples)
     return [one if one is not None and one.active else None for one in given]
-
-
-def _in_batches(
-    prompts: Sequence[Prompt],
-    contrasts: Sequence[DPS | None],
-    new_tokens: int,
-    batch_tokens: int,
-) -> Iterator[list[int]]:
-    """Positions of prompts of similar length; a batch holds at least one."""
-    batch: list[int] = []
-    rows = 0
-    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids)):
-        views = 1 if contrasts[i] is None else 2
-        # Sorted by length, so the newcomer is the longest row and sets the width.
-        if batch and (rows + views) * (len(prompts[i].ids) + new_tokens) > batch_tokens:
-            yield batch
-            batch, rows = [], 0
-        batch.append(i)
-        rows += views
-    if batch:
-        yield batch
 
 
 def end_tokens(model: TransformerBridge) -> set[int]:
@@ -207,90 +248,188 @@ def end_tokens(model: TransformerBridge) -> set[int]:
     return {int(i) for i in (*listed, model.tokenizer.eos_token_id) if i is not None}
 
 
-class _Loop:
-    """One model and one way of choosing tokens, for batch after batch."""
+class Work:
+    """Examples with their contrasts and prompts, checked before any long work.
 
-    def __init__(self, model: TransformerBridge, sampling: Sampling, limit: int) -> None:
+    Args:
+        model: From `load_model`.
+        examples: What to answer.
+        contrast: As `generate` takes it.
+        new_tokens: Limit of new tokens.
+        prompt: How prompts are built.
+
+    Raises:
+        InputError: A head or layer is outside the model, a user has no contrast, or a prompt
+            leaves no room.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        examples: Sequence[Example],
+        contrast: Contrasts,
+        new_tokens: int,
+        prompt: PromptSettings | None,
+    ) -> None:
+        if new_tokens < 1:
+            raise InputError(f"max_new_tokens must be >= 1, got {new_tokens}")
         self.model = model
-        self.sampling = sampling
-        self.limit = limit
+        self.examples = list(examples)
+        self.contrasts = contrasts_of(examples, contrast)
+        self.new_tokens = new_tokens
+        self.shape = heads_per_layer(model)
+        self.tied = bool(getattr(model.original_model.config, "tie_word_embeddings", False))
+        for one in dict.fromkeys(self.contrasts):
+            if one is not None:
+                one.check(self.shape)
+        self.prompts = self._built(self.examples, prompt)
+        wanted = [i for i, one in enumerate(self.contrasts) if _sees_no_profile(one)]
+        bare = self._built(without_profile([self.examples[i] for i in wanted]), prompt)
+        self.bare = dict(zip(wanted, bare, strict=True))
         self.ends = end_tokens(model)
-        self.last_only = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
 
-    @torch.inference_mode()
-    def run(self, prompts: Sequence[Prompt], contrasts: Sequence[DPS | None]) -> list[Generation]:
-        """Decode a batch; the rows of the second views follow those of the examples."""
-        steered = [i for i, contrast in enumerate(contrasts) if contrast is not None]
-        rows = [*range(len(prompts)), *steered]
-        device = self.model.cfg.device
-        start = collate([_prompt_only(prompts[i]) for i in rows], pad_token(self.model), device)
-        gamma = torch.tensor([c.gamma for c in contrasts if c is not None], device=device)
-        generators = [self._generator(prompt.example) for prompt in prompts]
-        new: list[list[int]] = [[] for _ in prompts]
-        finished = [False] * len(prompts)
-        tokens, mask, cache = start.tokens, start.attention_mask, None
-        with head_gates(self.model, self._gates(contrasts, steered)):
-            for _ in range(self.limit):
-                logits, cache = self._step(tokens, mask, cache)
-                logits = self._join(logits, steered, gamma, prompts)
-                chosen = self._choose(logits, generators)
-                for i, token in enumerate(chosen.tolist()):
-                    finished[i] = finished[i] or token in self.ends
-                    if not finished[i]:
-                        new[i].append(token)
-                if all(finished):
-                    break
-                tokens = chosen[rows][:, None]
-                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+    def _built(self, examples: Sequence[Example], prompt: PromptSettings | None) -> list[Prompt]:
+        return build_prompts(
+            examples,
+            self.model.tokenizer,
+            context_length(self.model),
+            prompt,
+            new_tokens=self.new_tokens,
+        )
+
+    def batches(self, batch_tokens: int) -> Iterator[list[int]]:
+        """Positions of examples with prompts of similar length; a batch holds at least one."""
+        batch: list[int] = []
+        rows = 0
+        for i in sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i].ids)):
+            views = Layout.of([self.contrasts[i]], self.shape, self.tied).rows
+            # Sorted by length, so the newcomer is the longest row and sets the width.
+            width = len(self.prompts[i].ids) + self.new_tokens
+            if batch and (rows + views) * width > batch_tokens:
+                yield batch
+                batch, rows = [], 0
+            batch.append(i)
+            rows += views
+        if batch:
+            yield batch
+
+    def begin(self, positions: Sequence[int], prefill: Prefill, engine: Engine) -> Session:
+        """The session of a batch."""
+        contrasts = [self.contrasts[i] for i in positions]
+        layout = Layout.of(contrasts, self.shape, self.tied)
+        rows = [self.prompts[i].ids for i in positions]
+        rows += [self.bare[positions[row]].ids for row in layout.others]
+        return engine.session(rows, layout, self.new_tokens, prefill)
+
+    def text(self, tokens: Sequence[int], strip: bool = True) -> str:
+        """Tokens as text, without special ones."""
+        found = str(self.model.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return found.strip() if strip else found
+
+
+def _sees_no_profile(contrast: Contrast | None) -> bool:
+    return contrast is not None and any(term.where == "prompt" for term in contrast.terms)
+
+
+def refuse_nan(views: Views, names: Sequence[str]) -> None:
+    """Stop at logits that are no numbers.
+
+    Raises:
+        InputError: A view's logits hold NaN; the message names the example.
+    """
+    for part in (views.full, views.others, views.gated):
+        if bool(part.isnan().any()):
+            row = int(views.full.isnan().any(dim=-1).float().argmax())
+            raise InputError(
+                f"{names[row]}: the logits hold NaN; try --dtype float32, or check the checkpoint"
+            )
+
+
+@dataclass
+class Loop:
+    """One batch from its prompts to its ends.
+
+    Attributes:
+        work: Where the batch is from.
+        positions: Which examples.
+        sampling: How tokens are chosen.
+        prefill: As `generate` takes it.
+        new: The tokens of each example so far.
+        logprobs: Their log-probabilities under the plain model, the end-of-text token's too.
+        kl: By how many nats each step was moved.
+        finished: Which have ended.
+    """
+
+    work: Work
+    positions: Sequence[int]
+    sampling: Sampling
+    prefill: Prefill
+    new: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[float]] = field(default_factory=list)
+    kl: list[list[float]] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        count = len(self.positions)
+        self.new = [[] for _ in range(count)]
+        self.logprobs = [[] for _ in range(count)]
+        self.kl = [[] for _ in range(count)]
+        self.finished = [False] * count
+        self.generators = [self._generator(self.work.examples[i].name) for i in self.positions]
+
+    def steps(self) -> Iterator[None]:
+        """Write all texts; yields after each step."""
+        with torch.inference_mode():
+            session = self.work.begin(self.positions, self.prefill, open_engine(self.work.model))
+            rows = list(range(len(self.positions)))  # which example each row of the batch is
+            views = session.start()
+        for step in range(self.work.new_tokens):
+            with torch.inference_mode():
+                chosen = self._take(session.layout.join(views), views, rows)
+            yield
+            live = [at for at, row in enumerate(rows) if not self.finished[row]]
+            if not live or step + 1 == self.work.new_tokens:
+                return
+            with torch.inference_mode():
+                if len(live) <= len(rows) * (1 - LEAVE):
+                    session.select(live)
+                    rows, chosen = [rows[at] for at in live], chosen[live]
+                views = session.step(chosen)
+
+    def _take(self, joined: Joined, views: Views, rows: Sequence[int]) -> Int[Tensor, " rows"]:
+        """Choose a token for each row, and keep it."""
+        names = [self.work.examples[self.positions[row]].name for row in rows]
+        refuse_nan(views, names)
+        chosen = self._choose(joined.logits, [self.generators[row] for row in rows])
+        plain = views.full.float().log_softmax(dim=-1).gather(-1, chosen[:, None])[:, 0]
+        kept = zip(rows, chosen.tolist(), plain.tolist(), joined.kl.tolist(), strict=True)
+        for row, token, logprob, kl in kept:
+            if self.finished[row]:
+                continue
+            self.finished[row] = token in self.work.ends
+            self.logprobs[row].append(logprob)
+            self.kl[row].append(kl)
+            if not self.finished[row]:
+                self.new[row].append(token)
+        return chosen
+
+    def generations(self) -> list[Generation]:
+        """What was written, in the order of the positions."""
         return [
-            Generation(prompt.example, self._text(ids), tuple(ids), done)
-            for prompt, ids, done in zip(prompts, new, finished, strict=True)
+            Generation(
+                self.work.examples[position],
+                self.work.text(self.new[row]),
+                tuple(self.new[row]),
+                self.finished[row],
+                tuple(self.logprobs[row]),
+                tuple(self.kl[row]),
+            )
+            for row, position in enumerate(self.positions)
         ]
 
-    def _gates(self, contrasts: Sequence[DPS | None], steered: list[int]) -> np.ndarray:
-        shape = heads_per_layer(self.model)
-        gates = np.ones((len(contrasts) + len(steered), len(shape), max(shape)), dtype=np.float32)
-        active = [contrast for contrast in contrasts if contrast is not None]
-        for row, contrast in enumerate(active, start=len(contrasts)):
-            gates[row] = contrast.heads.gates(shape)
-        return gates
-
-    def _step(
-        self, tokens: Int[Tensor, "rows pos"], mask: Int[Tensor, "rows past"], cache: Any
-    ) -> tuple[Float[Tensor, "rows d_vocab"], Any]:
-        past = {"use_cache": True} if cache is None else {"past_key_values": cache}
-        logits, cache = self.model(
-            tokens,
-            attention_mask=mask,
-            return_type="logits_and_cache",
-            **past,
-            **self.last_only,
-        )
-        return logits[:, -1].float(), cache
-
-    def _join(
-        self,
-        logits: Float[Tensor, "rows d_vocab"],
-        steered: list[int],
-        gamma: Float[Tensor, " steered"],
-        prompts: Sequence[Prompt],
-    ) -> Float[Tensor, "batch d_vocab"]:
-        broken = logits.isnan().any(dim=-1).nonzero()
-        if len(broken):
-            row = [*range(len(prompts)), *steered][int(broken[0])]
-            raise InputError(
-                f"{prompts[row].example.name}: the logits hold NaN; try --dtype float32, or "
-                "check the checkpoint"
-            )
-        if not steered:
-            return logits
-        full = logits[: len(prompts)].clone()
-        full[steered] = contrast_logits(full[steered], logits[len(prompts) :], gamma)
-        return full
-
     def _choose(
-        self, logits: Float[Tensor, "batch d_vocab"], generators: Sequence[torch.Generator]
-    ) -> Int[Tensor, " batch"]:
+        self, logits: Float[Tensor, "rows d_vocab"], generators: Sequence[torch.Generator]
+    ) -> Int[Tensor, " rows"]:
         if self.sampling.temperature == 0:
             return logits.argmax(dim=-1)
         probs = (logits / self.sampling.temperature).softmax(dim=-1)
@@ -303,13 +442,6 @@ class _Loop:
         ]
         return order.gather(-1, torch.stack(picks).to(order.device))[:, 0]
 
-    def _generator(self, example: Example) -> torch.Generator:
-        digest = sha256(f"{self.sampling.seed}/{example.name}".encode()).digest()
+    def _generator(self, name: str) -> torch.Generator:
+        digest = sha256(f"{self.sampling.seed}/{name}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-    def _text(self, ids: list[int]) -> str:
-        return str(self.model.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-
-def _prompt_only(prompt: Prompt) -> Prompt:
-    return replace(prompt, target_ids=())
