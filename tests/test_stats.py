@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from workbench.stats import bootstrap_mean, estimate, holm, sign_flip_p
+from workbench.evaluation.metrics import macro_f1
+from workbench.stats import (
+    bootstrap_mean,
+    bootstrap_statistic,
+    estimate,
+    holm,
+    mean_of,
+    paired_statistic,
+    sign_flip_p,
+)
+
+
+def root_mean(sums, counts):
+    return np.sqrt(sums[..., 0] / counts)
 
 
 def clustered(users, examples, trials, seed):
@@ -155,6 +168,169 @@ def test_no_difference_at_all_has_p_one():
 def test_a_missing_difference_gives_no_p():
     # A comparison with NaN is false, which would count as the smallest p there is.
     assert np.isnan(sign_flip_p([1.0, np.nan, 2.0], [0, 1, 2]))
+
+
+def test_differences_that_cancel_are_reached_by_every_flip():
+    # .1 + .2 - .3 is not 0 in floating point, and half of the flips give exactly 0 or the like.
+    assert sign_flip_p([0.1, 0.2, -0.3], [0, 1, 2]) == 1.0
+    parts = np.array([[0.1], [0.2], [0.0]]), np.array([[0.0], [0.0], [0.3]])
+    assert paired_statistic(*parts, [0, 1, 2], mean_of)[1] == 1.0
+
+
+# Statistics that are no means
+
+
+def test_a_mean_through_its_sums_is_the_mean():
+    values, groups = clustered(users=12, examples=3, trials=1, seed=8)
+    plain, pooled = estimate(values[:, 0], groups), bootstrap_statistic(values, groups, mean_of)
+    assert (pooled.n, pooled.groups) == (plain.n, plain.groups) == (36, 12)
+    # The same resamples; only the order of sums may differ.
+    for end in ("mean", "low", "high"):
+        assert getattr(pooled, end) == pytest.approx(getattr(plain, end), rel=1e-12)
+
+
+def test_a_paired_mean_through_its_sums_is_the_mean_difference():
+    values, groups = clustered(users=9, examples=3, trials=2, seed=9)
+    a, b = values[:, :1] + 0.5, values[:, 1:]
+    found, p = paired_statistic(a, b, groups, mean_of, level=0.9, seed=3)
+    plain = estimate((a - b)[:, 0], groups, level=0.9, seed=3)
+    for end in ("mean", "low", "high"):
+        assert getattr(found, end) == pytest.approx(getattr(plain, end), rel=1e-12)
+    assert p == sign_flip_p((a - b)[:, 0], groups, seed=3)
+
+
+def test_the_interval_of_a_root_mean_square_agrees_with_a_plain_loop():
+    values, groups = clustered(users=20, examples=3, trials=1, seed=10)
+    found = bootstrap_statistic(values**2, groups, root_mean)
+    rng = np.random.default_rng(0)
+    by_user = values.reshape(20, 3)
+    drawn = [np.sqrt(np.mean(by_user[rng.integers(0, 20, 20)] ** 2)) for _ in range(4000)]
+    assert found.mean == pytest.approx(np.sqrt(np.mean(values**2)), rel=1e-12)
+    # Two quantiles of thousands of draws, each with a standard error of .06 spreads or less.
+    slack = 5 * 0.09 * np.std(drawn)
+    assert found.low == pytest.approx(np.quantile(drawn, 0.025), abs=slack)
+    assert found.high == pytest.approx(np.quantile(drawn, 0.975), abs=slack)
+
+
+def test_swaps_agree_with_full_enumeration():
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(7), [1, 2, 3, 1, 2, 3, 4])
+    a = rng.normal(0.3, 1.5, size=len(groups)) ** 2
+    b = rng.normal(0, 1, size=len(groups)) ** 2
+    differences = []
+    for swapped in itertools.product([False, True], repeat=7):
+        mask = np.array(swapped)[groups]
+        left, right = np.where(mask, b, a), np.where(mask, a, b)
+        differences.append(np.sqrt(left.mean()) - np.sqrt(right.mean()))
+    observed = differences[0]
+    exact = np.mean(np.abs(differences) >= abs(observed) - 1e-9)
+    found, p = paired_statistic(a[:, None], b[:, None], groups, root_mean)
+    assert found.mean == pytest.approx(observed, rel=1e-12)
+    assert 0.05 < exact < 0.95  # or the test would see nothing
+    # 10,000 draws of a share have a standard error of at most .005.
+    assert p == pytest.approx(exact, abs=4 * 0.005)
+
+
+def squared_errors(rng):
+    """Squares [example, 1] of two equally good sides, of 20 users who differ."""
+    spread = np.repeat(rng.uniform(0.5, 2, 20), 4)
+    return [(spread * rng.normal(size=80))[:, None] ** 2 for _ in range(2)]
+
+
+def label_parts(rng):
+    """Hits, answers and golds [example, 3 * 4] of two equally good sides of 20 users."""
+    gold = rng.integers(0, 4, 80)
+    ability = np.repeat(rng.uniform(0.2, 0.9, 20), 4)
+    sides = []
+    for _ in range(2):
+        said = np.where(rng.random(80) < ability, gold, rng.integers(0, 4, 80))
+        eye = np.eye(4)
+        sides.append(np.hstack([eye[said] * (said == gold)[:, None], eye[said], eye[gold]]))
+    return sides
+
+
+@pytest.mark.parametrize(
+    ("draw", "combine"), [(squared_errors, root_mean), (label_parts, macro_f1)]
+)
+def test_a_paired_test_rejects_without_a_difference_as_often_as_it_says(draw, combine):
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(20), 4)
+    p = np.array([paired_statistic(*draw(rng), groups, combine, seed=i)[1] for i in range(300)])
+    assert 0.02 < np.mean(p < 0.05) < 0.09  # two to three standard errors about .05
+    assert sps.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_examples_of_one_user_are_swapped_together():
+    # Side a is always better, by two users: they are as far apart in half of the assignments.
+    a, b = np.full((200, 1), 1.0), np.full((200, 1), 4.0)
+    assert paired_statistic(a, b, np.repeat([0, 1], 100), root_mean)[1] == pytest.approx(
+        0.5, abs=0.02
+    )
+    found, p = paired_statistic(a, b, np.arange(200), root_mean)
+    assert 0 < p < 0.001
+    assert (found.mean, found.low, found.high) == (-1.0, -1.0, -1.0)
+
+
+def test_swapping_the_sides_turns_the_difference_round():
+    a, b = squared_errors(np.random.default_rng(3))
+    groups = np.repeat(np.arange(20), 4)
+    (there, p), (back, q) = (
+        paired_statistic(*sides, groups, root_mean) for sides in ((a, b), (b, a))
+    )
+    assert (there.mean, p) == (-back.mean, q)
+    # A quantile of the mirrored draws interpolates from the other side.
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low), rel=1e-9)
+
+
+def test_sums_of_squares_stay_squares_when_swapped():
+    # The errors of one side are 0: taken as a half of a sum minus a difference, its sum would
+    # round below 0 and its root to NaN, with a warning.
+    a = np.array([[0.1], [0.7], [1e-9], [0.3]]) ** 2 * 3.3
+    _, p = paired_statistic(a, np.zeros((4, 1)), [0, 1, 2, 3], root_mean)
+    assert p == pytest.approx(2 / 16, abs=0.02)
+
+
+def test_equal_sides_have_no_difference_and_p_one():
+    a, _ = label_parts(np.random.default_rng(4))
+    found, p = paired_statistic(a, a, np.repeat(np.arange(20), 4), macro_f1)
+    assert (found.mean, found.low, found.high, p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_missing_part_gives_no_statistic():
+    # A macro F1 compares its sums with 0, which would take NaN for a label nobody named.
+    a, b = label_parts(np.random.default_rng(5))
+    groups = np.repeat(np.arange(20), 4)
+    a[3, 2] = np.nan
+    alone = bootstrap_statistic(a, groups, macro_f1)
+    assert np.isnan([alone.mean, alone.low, alone.high]).all()
+    found, p = paired_statistic(a, b, groups, macro_f1)
+    assert np.isnan([found.mean, found.low, found.high, p]).all()
+
+
+def test_a_statistic_that_is_missing_gives_no_p():
+    def ratio(sums, counts):
+        return np.where(sums[..., 0] > 2, np.nan, sums[..., 0])
+
+    a, b = np.array([[1.0], [1.0], [1.0]]), np.array([[0.0], [0.0], [0.0]])
+    assert np.isnan(paired_statistic(a, b, [0, 1, 2], ratio)[1])
+
+
+def test_a_single_user_has_a_statistic_and_no_interval():
+    a, b = np.array([[4.0], [4.0]]), np.array([[1.0], [1.0]])
+    alone = bootstrap_statistic(a, ["u", "u"], root_mean)
+    assert (alone.mean, alone.n, alone.groups) == (2.0, 2, 1)
+    found, p = paired_statistic(a, b, ["u", "u"], root_mean)
+    assert (found.mean, p) == (1.0, 1.0)
+    assert np.isnan([alone.low, alone.high, found.low, found.high]).all()
+
+
+def test_parts_of_the_wrong_shape_are_refused():
+    with pytest.raises(ValueError, match=r"parts are \[example, part\] .* got \(3,\)"):
+        bootstrap_statistic([1.0, 2.0, 3.0], [0, 1, 2], mean_of)
+    with pytest.raises(ValueError, match=r"got \(0, 1\)"):
+        bootstrap_statistic(np.empty((0, 1)), [], mean_of)
+    with pytest.raises(ValueError, match=r"got shapes \(2, 1\) and \(2, 3\)"):
+        paired_statistic(np.ones((2, 1)), np.ones((2, 3)), [0, 1], mean_of)
 
 
 # Several tests

@@ -19,7 +19,7 @@ from workbench import stats
 from workbench.analysis.sweep import beaten_draws
 from workbench.data.examples import Example
 from workbench.errors import InputError
-from workbench.evaluation.metrics import METRICS, metrics_of
+from workbench.evaluation.metrics import get_metric, metrics_of
 from workbench.heads import HeadSet, random_matched
 from workbench.models import heads_per_layer
 from workbench.scores import HeadScores
@@ -68,7 +68,7 @@ def steering_gain(
     for task in dict.fromkeys(example.task for example in test):
         chosen = [e for e in validation if e.task == task]
         asked = [e for e in test if e.task == task]
-        metric = METRICS[metrics_of(asked[0])[0]]
+        metric = get_metric(metrics_of(asked[0])[0])
 
         def measure(
             examples: Sequence[Example], heads: HeadSet, strength: float, score: Any = metric.score

@@ -17,10 +17,11 @@ from tqdm.auto import tqdm
 from workbench import stats
 from workbench.analysis.answers import Answers
 from workbench.data.examples import Example
-from workbench.data.lamp import get_task
 from workbench.data.prompts import PromptSettings
+from workbench.data.tasks import get_task
 from workbench.errors import InputError
-from workbench.evaluation.metrics import METRICS, metrics_of, readable
+from workbench.evaluation.metrics import get_metric, metrics_of
+from workbench.evaluation.reading import readable
 from workbench.heads import HeadSet, check_k, jaccard_matrix, random_matched
 from workbench.models import heads_per_layer
 from workbench.scores import HeadScores
@@ -145,7 +146,7 @@ def _task_sweep(
     bar: Any,
 ) -> xr.Dataset:
     gamma, draws, seed = settings
-    metric = METRICS[metrics_of(examples[0])[0]]
+    metric = get_metric(metrics_of(examples[0])[0])
     users = [example.user for example in examples]
     shape = heads_per_layer(model)
     answers = Answers(model, examples, *writing)
