@@ -152,6 +152,58 @@ def all_heads(heads_per_layer: Sequence[int]) -> list[Head]:
     return [Head(layer, h) for layer, n in enumerate(heads_per_layer) for h in range(n)]
 
 
+def read_head_scores(
+    path: Path | str, heads_per_layer: Sequence[int] | None = None
+) -> NDArray[np.float64]:
+    """Read a published list of head scores, `{"layer-head": [scores]}`.
+
+    Args:
+        path: A JSON file of Wu et al.'s retrieval scores, or of this paper's `*_pcs.json`. A
+            value is a list, one score an example, or a single number.
+        heads_per_layer: The model's, which the list is then checked against; if None, the array
+            is as large as the list's highest head asks for.
+
+    Returns:
+        Mean scores [layer, head]; NaN for heads that the list doesn't hold.
+
+    Raises:
+        InputError: The file is missing or isn't such a list, or a head isn't the model's. The
+            message names the entry.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or not value:
+        raise InputError(f'{path}: not a list of head scores; wanted {{"layer-head": [scores]}}')
+    means: dict[Head, float] = {}
+    for key, entry in value.items():
+        try:
+            head, numbers = Head.parse(key), _numbers(entry)
+        except InputError as error:
+            raise InputError(f"{path}: entry {key!r}: {error}") from None
+        if head in means:
+            raise InputError(f"{path}: entry {key!r}: {head} is there twice")
+        means[head] = float(np.mean(numbers))
+    heads = HeadSet(tuple(means))
+    shape = heads_per_layer or _smallest_shape([heads])
+    try:
+        heads.check(shape)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    scores = np.full((len(shape), max(shape)), np.nan)
+    for head, mean in means.items():
+        scores[head.layer, head.head] = mean
+    return scores
+
+
+def _numbers(entry: object) -> list[float]:
+    """The scores of an entry."""
+    numbers: list[Any] = entry if isinstance(entry, list) else [entry]
+    # True is an int to Python; NaN and Infinity are numbers to its JSON reader.
+    fit = [type(n) in (int, float) and math.isfinite(n) for n in numbers]
+    if not numbers or not all(fit):
+        raise InputError(f"wanted a finite number or a list of them, got {entry!r:.60}")
+    return numbers
+
+
 def rank(scores: NDArray[np.floating[Any]]) -> list[Head]:
     """All heads with a score, highest first; equal scores go to the lower layer, then number.
 
