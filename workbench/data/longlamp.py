@@ -158,7 +158,7 @@ def _splits_in(folder: Path) -> str:
 
 def _json_lines(path: Path) -> list[Row]:
     # Not through `datasets`, which guesses types: a text that looks like a date becomes a time.
-    rows = []
+    rows: list[Row] = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
