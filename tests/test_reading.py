@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from workbench.data.examples import Example
@@ -33,6 +35,14 @@ def test_a_lenient_reading_is_the_first_label_found(task, text, label):
     assert read(task, text, "lenient") == label
 
 
+def test_of_two_labels_at_one_place_the_longer_is_meant(monkeypatch):
+    labels = ("dark", "dark comedy", "dark comedy film")
+    task = "a task whose labels begin alike"
+    monkeypatch.setitem(TASKS, task, replace(TASKS["LaMP-2"], labels=labels))
+    assert read(task, "a dark comedy, not just dark", "lenient") == "dark comedy"
+    assert read(task, "dark, no comedy", "lenient") == "dark"
+
+
 @pytest.mark.parametrize(
     ("text", "label"),
     [
@@ -48,7 +58,22 @@ def test_a_rating_is_read_where_it_stands_alone(text, label):
 @pytest.mark.parametrize(
     "text",
     [
-        *["4.5", "4.05", "4,5", "1,4", "14", "41", "-4", "−4", "4th", "x4", "four", "0", "6"],
+        *[
+            "4.5",
+            "4.05",
+            "4,5",
+            "1,4",
+            "14",
+            "41",
+            "-4",
+            "−4",
+            "4th",
+            "4.0x",
+            "x4",
+            "four",
+            "0",
+            "6",
+        ],
         *["4.5/5", "4.5 / 5", "4.5 out of 5", "10/5", " no rating "],
     ],
 )

@@ -171,10 +171,10 @@ def test_a_missing_difference_gives_no_p():
 
 
 def test_differences_that_cancel_are_reached_by_every_flip():
-    # .1 + .2 - .3 is not 0 in floating point, and half of the flips give exactly 0 or the like.
-    assert sign_flip_p([0.1, 0.2, -0.3], [0, 1, 2]) == 1.0
-    parts = np.array([[0.1], [0.2], [0.0]]), np.array([[0.0], [0.0], [0.3]])
-    assert paired_statistic(*parts, [0, 1, 2], mean_of)[1] == 1.0
+    # .1 + .2 + .3 - .6 is not 0 in floating point, and in another order it is.
+    assert sign_flip_p([0.1, 0.2, 0.3, -0.6], [0, 1, 2, 3]) == 1.0
+    a, b = np.array([[0.1], [0.2], [0.3], [0.0]]), np.array([[0.0], [0.0], [0.0], [0.6]])
+    assert paired_statistic(a, b, [0, 1, 2, 3], mean_of)[1] == 1.0
 
 
 # Statistics that are no means
@@ -300,7 +300,7 @@ def test_a_missing_part_gives_no_statistic():
     # A macro F1 compares its sums with 0, which would take NaN for a label nobody named.
     a, b = label_parts(np.random.default_rng(5))
     groups = np.repeat(np.arange(20), 4)
-    a[3, 2] = np.nan
+    a[3, 4:] = np.nan  # what was said, and what is so
     alone = bootstrap_statistic(a, groups, macro_f1)
     assert np.isnan([alone.mean, alone.low, alone.high]).all()
     found, p = paired_statistic(a, b, groups, macro_f1)
