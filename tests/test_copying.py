@@ -26,7 +26,7 @@ from workbench.errors import InputError
 from workbench.heads import Head, HeadSet, read_head_scores
 from workbench.models import heads_per_layer, load_model
 
-WORDS, PLACES = 40, 64
+WORDS, ORDINARY, PLACES = 40, 36, 64
 
 
 def write_copier(folder):
@@ -38,10 +38,13 @@ def write_copier(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    vocabulary = {"<bos>": 0, **{f"w{i}": i for i in range(1, WORDS)}}
+    words = ["<bos>", *(f"w{i}" for i in range(1, ORDINARY + 1)), "<0x41>", "--", "END"]
+    vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<bos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="END"
+    ).save_pretrained(folder)
     width = PLACES + 2 * WORDS
     size = width // 2  # of a head
     config = GPT2Config(
@@ -239,7 +242,6 @@ def test_patterns_that_cant_be_read_are_refused_with_the_remedy(copier, monkeypa
 
 def test_random_probes_hide_a_needle_once_at_depths_from_end_to_end(testbed_model):
     probes = random_probes(testbed_model, 9, lengths=[60, 100], needle_tokens=7, cue_tokens=3)
-    special = set(testbed_model.tokenizer.all_special_ids)
     for probe, length in zip(probes, [60, 100] * 5, strict=False):
         needle, text = probe.ids[probe.start : probe.stop], list(probe.ids[1:-7])
         assert len(probe.ids) == length
@@ -247,13 +249,17 @@ def test_random_probes_hide_a_needle_once_at_depths_from_end_to_end(testbed_mode
         assert (probe.ids[-7:], probe.steps) == (needle, 4)
         assert len(set(needle)) == 7
         assert sum(token in needle for token in text) == 7
-        assert not special & set(probe.ids[1:])
     depths = [probe.start / (len(probe.ids) - 14) for probe in probes]
     assert depths[::2] == sorted(depths[::2])
     assert depths[0] < 0.2
     assert depths[-1] > 0.8
     again = random_probes(testbed_model, 9, lengths=[60, 100], needle_tokens=7, cue_tokens=3)
     assert again == probes != random_probes(testbed_model, 9, lengths=[60, 100], seed=1)
+
+
+def test_random_probes_are_of_words_not_of_marks_bytes_or_special_tokens(copier):
+    drawn = {token for probe in random_probes(copier, lengths=[60]) for token in probe.ids[1:]}
+    assert drawn == set(range(1, ORDINARY + 1))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +271,7 @@ def test_random_probes_hide_a_needle_once_at_depths_from_end_to_end(testbed_mode
         ({"count": 0}, "wanted 1 or more probes"),
         ({"cue_tokens": 10}, "1 to 9 of the needle's 10 tokens"),
         ({"cue_tokens": 0}, "1 to 9 of the needle's 10 tokens"),
-        ({"needle_tokens": 39}, "39 ordinary tokens"),
+        ({"needle_tokens": 36}, "36 ordinary tokens"),
     ],
 )
 def test_random_probes_that_cant_be_are_refused(copier, options, words):
