@@ -15,7 +15,8 @@ from workbench.heads import Head, HeadSet
 from workbench.models import heads_per_layer
 from workbench.steering.contrast import DPS
 from workbench.steering.rules import contrast_logits
-from workbench.steering.decode import Sampling, end_tokens, generate
+from workbench.steering.decode import generate, stream
+from workbench.steering.loop import Sampling, end_tokens
 
 HEADS = HeadSet((Head(0, 3), Head(1, 6), Head(2, 1)))
 NEW = 12

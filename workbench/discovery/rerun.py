@@ -344,7 +344,7 @@ class PartialModel:
                 columns = torch.arange(length, device=key.device)[None] + now.past.length
                 mask = _causal(columns, key.shape[2], options)
         if options.get("softcap") is not None or options.get("s_aux") is not None:
-            return _written_out(query, key, value, mask, options)
+            return written_out(query, key, value, mask, options)
         out, _ = sdpa_attention_forward(module, query, key, value, mask, **options)
         return out, None
 
@@ -360,7 +360,7 @@ def _causal(
     return seen if window is None else seen & (key > query - window)
 
 
-def _written_out(
+def written_out(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> tuple[Tensor, None]:
     """Attention with capped scores or with sinks, for which torch has no fast kernel."""
@@ -373,7 +373,8 @@ def _written_out(
     if mask is None:
         positions = torch.arange(query.shape[2], device=query.device)[None]
         mask = _causal(positions, key.shape[2], {})
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    lowest = torch.finfo(scores.dtype).min  # a row that sees nothing stays finite
+    scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     if sinks is not None:  # a further column that takes its share and gives nothing
         column = sinks.reshape(1, -1, 1, 1).expand(len(scores), -1, scores.shape[2], 1)
         scores = torch.cat((scores, column.to(scores)), dim=-1)

@@ -24,6 +24,7 @@ from workbench.errors import InputError
 from workbench.heads import Head, HeadSet
 from workbench.hooks import head_gates
 from workbench.models import heads_per_layer, pad_token
+from workbench.steering.attention import ATTENTION
 from workbench.steering.contrast import Ablated
 from workbench.steering.layout import Layout, Views
 from workbench.steering.native import Native, Prefill
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 # bits every activation rounded (on the testbed .03 nats a token in 1 of 20 for bfloat16).
 ROUNDING = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.7}
 # From the fastest to the slowest: attention function, and views told apart inside the model.
-WAYS = (("sdpa", True), ("eager", True), ("sdpa", False), ("eager", False))
+WAYS = ((ATTENTION, True), ("eager", True), (ATTENTION, False), ("eager", False))
 HELD = "_workbench_engine"
 PROBES = (5, 9)  # tokens of the prompts that are compared
 
@@ -163,12 +164,12 @@ def open_engine(model: TransformerBridge) -> Engine:
     why_not: list[str] = []
     engine = None
     for attention, splits in WAYS:
-        name = f"{attention}{'' if splits else ', views apart from the input on'}"
+        name = f"{attention} attention{'' if splits else ', views apart from the input on'}"
         try:
             native = Native(model, attention, splits)
             mistake = _mistake(model, native)
         except NotReplayableError as error:
-            mistake = str(error)
+            mistake = str(error).split(". ")[0]
         except torch.AcceleratorError:
             raise  # a GPU that is lost is no matter of layout
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:

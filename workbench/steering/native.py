@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from workbench.discovery.twin import build_twin, places
 from workbench.hooks import gate_z
+from workbench.steering.attention import ATTENTION
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -85,7 +86,7 @@ class Native:
     """
 
     def __init__(
-        self, model: TransformerBridge, attention: str = "sdpa", splits: bool = True
+        self, model: TransformerBridge, attention: str = ATTENTION, splits: bool = True
     ) -> None:
         self.twin = build_twin(model, attention)
         self.places = places(model, self.twin)

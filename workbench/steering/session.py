@@ -226,6 +226,8 @@ class SharedSession(NativeSession):
             past_key_values=self.cache,
         )
         self.lengths = self.lengths + 1
+        # GPT-2 folds positions into rows on its way out.
+        logits = logits.reshape(len(tokens), -1, logits.shape[-1])
         count = self.examples
         gated = logits[list(self.layout.gated), self.slot] if self.layout.gated else logits[:0, 0]
         return Views(logits[:count, 0], logits[count:, 0], gated, self._early(now))
