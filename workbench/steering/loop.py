@@ -159,12 +159,17 @@ class Work:
             new_tokens=self.new_tokens,
         )
 
-    def batches(self, batch_tokens: int) -> Iterator[list[int]]:
-        """Positions of examples with prompts of similar length; a batch holds at least one."""
+    def batches(self, batch_tokens: int, copies: int = 1) -> Iterator[list[int]]:
+        """Positions of examples with prompts of similar length; a batch holds at least one.
+
+        Args:
+            batch_tokens: Most tokens kept at a time.
+            copies: Rows that every view of an example may become.
+        """
         batch: list[int] = []
         rows = 0
         for i in sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i].ids)):
-            views = Layout.of([self.contrasts[i]], self.shape, self.tied).rows
+            views = copies * Layout.of([self.contrasts[i]], self.shape, self.tied).rows
             # Sorted by length, so the newcomer is the longest row and sets the width.
             width = len(self.prompts[i].ids) + self.new_tokens
             if batch and (rows + views) * width > batch_tokens:
