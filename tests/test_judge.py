@@ -257,6 +257,33 @@ def test_users_are_the_unit_of_intervals_and_p(tmp_path, key):
     assert many.p < 0.05
 
 
+def test_a_task_without_a_pair_is_all_ties_and_no_test(tmp_path, key):
+    other = [replace(p, task="LaMP-5", a="", id=f"{p.id}x") for p in key.ties[:5]]
+    more = replace(key, ties=(*key.ties, *other))
+    said = read_annotations([annotate(tmp_path / "a.jsonl", key, by_number)], key)
+    found = {r.group: r for r in pairwise.rates(more, said, ("dps", "cad"))}
+    assert found["LaMP-5"].tie.mean == 1
+    assert np.isnan(found["LaMP-5"].p)
+    without = {r.group: r for r in pairwise.rates(key, said, ("dps", "cad"))}
+    assert found["LaMP-4"].p == without["LaMP-4"].p  # Holm counts two tests, not three
+    assert found["all"].equal == without["all"].equal + 5
+
+
+def test_a_task_that_nobody_judged_has_no_rates(tmp_path, key):
+    mine = [pair for pair in key.pairs if pair.task == "LaMP-7"]
+    path = annotate(tmp_path / "a.jsonl", key, by_number, pairs=mine)
+    found = pairwise.rates(key, read_annotations([path], key), ("dps", "cad"))
+    assert [r.group for r in found] == ["LaMP-7"]
+
+
+def test_p_is_after_holm_over_the_tasks(tmp_path, key):
+    said = read_annotations([annotate(tmp_path / "a.jsonl", key, prefers("dps"))], key)
+    found = {r.group: r for r in pairwise.rates(key, said, ("dps", "cad"))}
+    # Signs of users: 10 with a decided pair, all on one side; 2 of 2 ** 10 assignments reach it.
+    assert found["LaMP-4"].p == pytest.approx(2 * 2 / 2**10, abs=0.002)
+    assert found["all"].p == pytest.approx(2 / 2**10, abs=0.001)
+
+
 def test_few_judgements_are_not_outweighed_by_ties_known_beforehand(tmp_path, key):
     mine = [pair for pair in key.pairs if pair.task == "LaMP-4"]  # 15 pairs, 5 equal
     path = annotate(tmp_path / "a.jsonl", key, prefers("dps"), pairs=mine[:3])
@@ -651,7 +678,8 @@ def test_pairs_go_out_and_come_back_as_table_4(tmp_path, run):
     text = (run / "tables/table-4-dps-cad.md").read_text(encoding="utf-8")
     assert text.strip() in found
     latex = (run / "tables/table-4-dps-cad.tex").read_text(encoding="utf-8")
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
+    assert "alpha" in (run / "tables/table-4-dps-cad-judges.csv").read_text(encoding="utf-8")
     as_json = json.loads(
         command(run, "--pairs", pairs, "--import", files[0], "--import", files[1], "--json")
     )

@@ -6,7 +6,7 @@ model, task, method and reading. Table 3 is counted from the models' shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,8 +202,8 @@ def _note(rows: Sequence[tuple[Run, Mapping[str, Any]]], beside: bool) -> str:
     """What a reader has to know beside tables 1 and 2."""
     parts = [
         f"In brackets 95 % intervals over users; {BETTER} better and {WORSE} worse than plain, "
-        "paired over users, p after Holm < .05 and the difference's interval without 0. Only each "
-        "task's first metric is tested, in the first reading."
+        "paired over users, p after Holm < .05 and the difference's interval without 0. Tested: "
+        f"{_tested(row for _, row in rows)}."
     ]
     for run in {str(run.folder): run for run, _ in rows}.values():
         tasks = dict.fromkeys(row["task"] for other, row in rows if other is run)
@@ -216,6 +216,16 @@ def _note(rows: Sequence[tuple[Run, Mapping[str, Any]]], beside: bool) -> str:
         parts.append("" if variant == "METEOR" else f"{variant}: without WordNet's synonyms.")
     remarks = (f"{row['task']}, {row['method']}: {row['note']}." for _, row in rows if row["note"])
     return " ".join([*filter(None, parts), *dict.fromkeys(remarks), *([published.NOTE] * beside)])
+
+
+def _tested(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The metric and reading of each task that p is of."""
+    found = {
+        row["task"]: " ".join(filter(None, (short(row["metric"]), row["reading"])))
+        for row in rows
+        if row["primary"]
+    }
+    return ", ".join(f"{task} {metric}" for task, metric in found.items()) or "none"
 
 
 def _protocol(run: Run, tasks: Sequence[str]) -> str:

@@ -111,8 +111,9 @@ def costs(
         shape: The model.
         prompts: Tokens of the prompt, a generation each.
         new_tokens: Tokens written.
-        lowest: The block of the lowest gated head; None leaves out the ways that need it.
-        query: Tokens of CAD's prompt without the profile.
+        lowest: The block of the lowest gated head; None or 0, which has no block below it, leaves
+            out the ways that run blocks once.
+        query: Tokens of CAD's prompt without the profile; never more than the prompt.
 
     Raises:
         InputError: A number isn't positive, or there is no block `lowest`.
@@ -128,12 +129,12 @@ def costs(
     for prompt in prompts:
         plain = generation(shape, prompt, new_tokens)
         ways = {PLAIN: 0, SHARED: _steps(shape, prompt - 1, new_tokens, 0)}
-        if lowest is not None:
+        if lowest:
             ways[SHARED + ONCE] = _steps(shape, prompt - 1, new_tokens, lowest)
         ways[MASKED] = plain
-        if lowest is not None:
+        if lowest:
             ways[MASKED + ONCE] = generation(shape, prompt, new_tokens, lowest)
-        ways[CAD] = generation(shape, query, new_tokens)
+        ways[CAD] = generation(shape, min(query, prompt), new_tokens)
         for way, more in ways.items():
             found.append(Cost(way, prompt, plain + more, (plain + more) / plain))
     return found

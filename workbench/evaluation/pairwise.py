@@ -78,7 +78,8 @@ class Rates:
         tie: Share of ties, equal answers among them.
         loss: Share on which the other was chosen.
         margin: Wins less losses.
-        p: Two-sided, of the margin, by flipping users' signs; after Holm over the tasks.
+        p: Two-sided, of the margin, by flipping users' signs; after Holm over the tasks. NaN where
+            all answers were equal.
         judged: Pairs with a judgement.
         asked: Pairs in the file.
         equal: Examples with equal answers, counted as ties with the share of pairs judged.
@@ -144,9 +145,10 @@ def rates(key: Key, annotations: Sequence[Annotation], methods: Sequence[str]) -
     if len(tasks) > 1:
         groups["all"] = tasks
     found = [_rates(name, key, outcomes, members) for name, members in groups.items()]
-    adjusted = stats.holm([one.p for one in found[: len(tasks)]])
-    alone = [replace(one, p=float(p)) for one, p in zip(found, adjusted, strict=False)]
-    return [*alone, *found[len(tasks) :]]
+    tested = [one for one in found[: len(tasks)] if one.judged]
+    adjusted = stats.holm([one.p for one in tested])
+    holm = {one.group: float(p) for one, p in zip(tested, adjusted, strict=True)}
+    return [replace(one, p=holm.get(one.group, one.p)) for one in found]
 
 
 def _outcomes(
@@ -195,7 +197,7 @@ def _rates(
         tie=_weighted(tie, weights, users),
         loss=_weighted(loss, weights, users),
         margin=_weighted(win - loss, weights, users),
-        p=stats.sign_flip_p(win - loss, users),
+        p=stats.sign_flip_p(win - loss, users) if judged else float("nan"),
         judged=judged,
         asked=asked,
         equal=equal,
@@ -256,7 +258,7 @@ def sheets(key: Key, annotations: Sequence[Annotation], methods: Sequence[str]) 
         [
             one.group,
             *(_interval(part) for part in (one.win, one.tie, one.loss, one.margin)),
-            f"{one.p:.3g}",
+            NOTHING if np.isnan(one.p) else f"{one.p:.3g}",
             f"{one.judged} of {one.asked}",
             str(one.equal),
             str(one.margin.groups),
@@ -274,7 +276,7 @@ def sheets(key: Key, annotations: Sequence[Annotation], methods: Sequence[str]) 
     records = [_rates_record(title, one) for one in found]
     return [
         Sheet(name, title, header, lines, note, records),
-        _trust_sheet(name, trust),
+        _trust_sheet(f"{name}-judges", trust),
     ]
 
 
