@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from workbench.analysis.sweep import sweep_head_count
     from workbench.data.examples import Example
     from workbench.data.lamp import load_lamp
+    from workbench.data.longlamp import load_longlamp
     from workbench.data.prompts import PromptSettings
     from workbench.data.sources import load_examples
     from workbench.discovery.cluster import RayOptions
@@ -23,45 +24,72 @@ if TYPE_CHECKING:
     from workbench.heads import Head, HeadSet
     from workbench.models import load_model
     from workbench.scores import HeadScores
-    from workbench.steering.contrast import DPS
-    from workbench.steering.decode import generate
+    from workbench.steering.contrast import CAD, DPS, Ablated, DeCoRe, DoLa, Entropy, NoProfile
+    from workbench.steering.decode import generate, stream
+    from workbench.steering.labels import decide
+    from workbench.steering.loop import Sampling
+    from workbench.steering.processor import DPSLogitsProcessor, hf_model
 
 _HOMES = {
+    "Ablated": "workbench.steering.contrast",
+    "CAD": "workbench.steering.contrast",
     "DPS": "workbench.steering.contrast",
+    "DPSLogitsProcessor": "workbench.steering.processor",
+    "DeCoRe": "workbench.steering.contrast",
+    "DoLa": "workbench.steering.contrast",
+    "Entropy": "workbench.steering.contrast",
     "Example": "workbench.data.examples",
     "Head": "workbench.heads",
     "HeadScores": "workbench.scores",
     "HeadSet": "workbench.heads",
     "InputError": "workbench.errors",
+    "NoProfile": "workbench.steering.contrast",
     "PromptSettings": "workbench.data.prompts",
     "RayOptions": "workbench.discovery.cluster",
+    "Sampling": "workbench.steering.loop",
     "Screen": "workbench.discovery.screening",
+    "decide": "workbench.steering.labels",
     "generate": "workbench.steering.decode",
+    "hf_model": "workbench.steering.processor",
     "jaccard": "workbench.analysis.overlap",
     "load_examples": "workbench.data.sources",
     "load_lamp": "workbench.data.lamp",
+    "load_longlamp": "workbench.data.longlamp",
     "load_model": "workbench.models",
     "score_heads": "workbench.discovery.run",
+    "stream": "workbench.steering.decode",
     "sweep_head_count": "workbench.analysis.sweep",
     "user_overlap": "workbench.analysis.overlap",
 }
 __all__ = [
+    "CAD",
     "DPS",
+    "Ablated",
+    "DPSLogitsProcessor",
+    "DeCoRe",
+    "DoLa",
+    "Entropy",
     "Example",
     "Head",
     "HeadScores",
     "HeadSet",
     "InputError",
+    "NoProfile",
     "PromptSettings",
     "RayOptions",
+    "Sampling",
     "Screen",
+    "decide",
     "figures",
     "generate",
+    "hf_model",
     "jaccard",
     "load_examples",
     "load_lamp",
+    "load_longlamp",
     "load_model",
     "score_heads",
+    "stream",
     "sweep_head_count",
     "user_overlap",
 ]
