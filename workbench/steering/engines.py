@@ -232,10 +232,14 @@ def _shared_mistake(model: TransformerBridge, native: Native) -> str | None:
 
 
 def _probe(model: TransformerBridge) -> tuple[Layout, list[list[int]]]:
-    """Two prompts of ordinary tokens, and a view without a head in the upper half of the blocks."""
+    """Two prompts of ordinary tokens, and a view without a head in the upper half of the blocks.
+
+    Where some blocks have no attention, it is every block that has: what the views do to the
+    others is then seen, too.
+    """
     shape = heads_per_layer(model)
     with_heads = [layer for layer, heads in enumerate(shape) if heads]
-    chosen = with_heads[len(with_heads) // 2 :]
+    chosen = with_heads[len(with_heads) // 2 :] if all(shape) else with_heads
     heads = HeadSet(tuple(Head(layer, (5 * layer + 3) % shape[layer]) for layer in chosen))
     words = model.original_model.get_input_embeddings().weight.shape[0]
     rows = [[(7 * i + 11 * n) % words for i in range(1, n + 1)] for n in PROBES]

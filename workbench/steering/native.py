@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Prefill = Literal["masked", "shared"]
 MASKS = ("attention_mask", "causal_mask")
+BY_HEAD = ("position_bias",)  # MPT's: its first dimension is heads, and may be as long as a batch
 
 
 @dataclass
@@ -66,7 +67,10 @@ class Pass:
             return tuple(self.wide(name, part) for part in value)
         if name in MASKS and self.mask is not None:
             return self.mask
-        if not isinstance(value, Tensor) or (value.ndim < 3 and name != "position_ids"):
+        if not isinstance(value, Tensor) or name in BY_HEAD:
+            return value
+        # Blocks without attention take their mask as [rows, pos].
+        if value.ndim < 3 and not (name == "position_ids" or name.endswith("mask")):
             return value
         if id(value) not in self.memo:
             self.memo[id(value)] = value, self.widen(value)
