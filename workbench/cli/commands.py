@@ -1,4 +1,4 @@
-"""`workbench probe`, `score`, `figures` and `steer`; `plan`, `bench` and `testbed` come in here.
+"""`workbench probe`, `score` and `figures`; the other commands come in here.
 
 What a command needs is imported when it runs: help answers at once, without torch.
 """
@@ -8,21 +8,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from workbench.cli import failures
 from workbench.cli import options as opt
 from workbench.cli.bench import bench
+from workbench.cli.evaluate import evaluate
+from workbench.cli.judge import judge
+from workbench.cli.retrieval import retrieval_heads
 from workbench.cli.sizes import plan
+from workbench.cli.steer import steer
+from workbench.cli.tables import tables
 from workbench.cli.testbed import testbed_app
 from workbench.errors import InputError
-
-if TYPE_CHECKING:
-    from workbench.data.examples import Example
-    from workbench.data.prompts import PromptSettings
-    from workbench.heads import HeadSet
 
 app = typer.Typer(
     help="Find the attention heads that carry a user's preferences, and steer with them.",
@@ -43,14 +43,6 @@ def main() -> None:
             raise
         typer.echo(f"error: {text}", err=True)
         sys.exit(2)
-
-
-def _prompt(
-    style: str, items: int, ranking: str | None, max_tokens: int, answer_tokens: int
-) -> PromptSettings:
-    from workbench.data.prompts import PromptSettings
-
-    return PromptSettings(cast(Any, style), items, cast(Any, ranking), max_tokens, answer_tokens)
 
 
 @app.command()
@@ -101,7 +93,7 @@ def probe(
         ablation=cast(Any, ablation),
         max_new_tokens=max_new_tokens,
         seed=seed,
-        prompt=_prompt(style, items, ranking, max_prompt_tokens, max_new_tokens),
+        prompt=opt.prompt(style, items, ranking, max_prompt_tokens, max_new_tokens),
         batch_tokens=batch_tokens,
     )
     if data == "testbed" and users is None:
@@ -167,7 +159,7 @@ def score(
     from workbench.models import heads_per_layer
 
     screen = opt.screen(method, k, screen_by, candidates, audit, seed)
-    prompt = _prompt(style, items, ranking, max_prompt_tokens, max_new_tokens)
+    prompt = opt.prompt(style, items, ranking, max_prompt_tokens, max_new_tokens)
     examples = load_examples(data, split, root, users=users, seed=seed)
     folder = opt.run_folder(out, model, data)
     with failures.resumable(folder), opt.cluster(ray, workers) as joined:
@@ -216,81 +208,13 @@ def figures(
             typer.echo(note, err=True)
 
 
-@app.command()
-def steer(
-    model: opt.Model = "testbed",
-    heads: Annotated[
-        str, typer.Option(help="Run folder, head set file, or heads such as L3H5,L4H0.")
-    ] = "",
-    user: Annotated[
-        str | None, typer.Option(help="Whose queries; the first user's if unset.")
-    ] = None,
-    gamma: Annotated[float, typer.Option(help="Strength of DPS.")] = 0.5,
-    k: Annotated[
-        int | None, typer.Option("-k", help="Heads to take from a run; the run's own k if unset.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many queries.")] = 3,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Share of probability to sample from.")] = 1.0,
-    data: opt.Data = "testbed",
-    root: opt.Root = None,
-    split: opt.Split = None,
-    style: opt.Style = "plain",
-    items: opt.Items = 5,
-    ranking: opt.Ranking = None,
-    max_prompt_tokens: opt.MaxPromptTokens = 2048,
-    max_new_tokens: opt.MaxNewTokens = 32,
-    device: opt.Device = None,
-    dtype: opt.Dtype = "auto",
-    revision: opt.Revision = None,
-    trust_remote_code: opt.TrustRemoteCode = False,
-    threads: opt.Threads = None,
-    batch_tokens: opt.BatchTokens = 8192,
-    seed: opt.Seed = 0,
-    as_json: opt.Json = False,
-) -> None:
-    """Write answers to a user's queries, plain and steered, side by side."""
-    from workbench.cli import show
-    from workbench.data.sources import load_examples
-    from workbench.steering.contrast import DPS
-    from workbench.steering.decode import Sampling, generate
-
-    sampling = Sampling(temperature, top_p, seed)
-    asked = _of_user(load_examples(data, split, root), user, limit)
-    sources = [_heads(heads, example, k) for example in asked]
-    contrasts = [DPS(found, gamma) for found, _ in sources]
-    bridge = opt.open_model(model, device, dtype, revision, trust_remote_code, threads)
-    arguments: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "sampling": sampling,
-        "prompt": _prompt(style, items, ranking, max_prompt_tokens, max_new_tokens),
-        "batch_tokens": batch_tokens,
-    }
-    plain = generate(bridge, asked, None, **arguments)
-    steered = generate(bridge, asked, contrasts, **arguments)
-    rows = [
-        {
-            "example": example.name,
-            "user": example.user,
-            "query": example.query,
-            "target": example.target,
-            "heads": str(contrast.heads),
-            "heads_from": origin,
-            "plain": a.text,
-            "steered": b.text,
-        }
-        for example, contrast, (_, origin), a, b in zip(
-            asked, contrasts, sources, plain, steered, strict=True
-        )
-    ]
-    if as_json:
-        typer.echo(json.dumps({"gamma": gamma, "answers": rows}, indent=1))
-    else:
-        show.answers(rows, gamma)
-
-
+app.command()(steer)
 app.command()(plan)
 app.command()(bench)
+app.command()(evaluate)
+app.command()(retrieval_heads)
+app.command()(tables)
+app.command()(judge)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -298,54 +222,3 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"wanted numbers like 1,2,4, got {text!r}") from None
-
-
-def _of_user(examples: list[Example], user: str | None, limit: int) -> list[Example]:
-    user = user or examples[0].user
-    found = [example for example in examples if example.user == user]
-    if not found:
-        raise InputError(
-            f"no user {user!r} in this data; the first are "
-            + ", ".join(list(dict.fromkeys(example.user for example in examples))[:5])
-        )
-    by_task: dict[str, list[Example]] = {}
-    for example in found:
-        by_task.setdefault(example.task, []).append(example)
-    # One query of each task first, then the next ones.
-    longest = max(map(len, by_task.values()))
-    mixed = [part[i] for i in range(longest) for part in by_task.values() if i < len(part)]
-    return mixed[:limit]
-
-
-def _heads(source: str, example: Example, k: int | None) -> tuple[HeadSet, str]:
-    """The head set for an example, and in words where it comes from."""
-    from workbench.heads import HeadSet
-    from workbench.runs import read_json
-    from workbench.scores import HeadScores
-
-    if not source:
-        raise InputError(
-            "--heads is needed: a run folder, a head set file, or heads like L3H5,L4H0"
-        )
-    if not Path(source).is_dir():
-        if Path(source).is_file():
-            return HeadSet.load(source), source
-        return HeadSet.parse(source), "the command line"
-    scores = HeadScores.load(source)
-    summary = Path(source) / "summary.json"
-    screen = scores.manifest["settings"].get("screen")
-    usual = screen["k"] if screen else 8
-    k = k or (int(read_json(summary)["k"]) if summary.is_file() else usual)
-    # Of heads that were screened for a task nothing is known for a single user.
-    alone = not screen or screen["by"] == "user"
-    if alone and example.user in scores.data["user"].values:
-        origin = "this user's own answers"
-        if example.name in scores.data["example"].values:
-            origin += ", this one among them: no evidence of what steering gains"
-        return scores.top(k, "user")[example.user], origin
-    tasks = scores.top(k, "task")
-    if example.task not in tasks:
-        raise InputError(f"{source}: no scores for {example.task}, only {', '.join(tasks)}")
-    if example.name in scores.data["example"].values:
-        return tasks[example.task], "all users' answers to this task, this one among them"
-    return tasks[example.task], "other users' answers to this task"

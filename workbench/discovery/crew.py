@@ -14,12 +14,12 @@ from __future__ import annotations
 import socket
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import torch
@@ -30,8 +30,8 @@ from workbench.data.testbed import testbed_path
 from workbench.discovery.check import Prepared, prepare
 from workbench.discovery.cluster import GPU_FAILURES, RayOptions, first_line, nodes, seats
 from workbench.discovery.room import keep_freed_memory
-from workbench.discovery.scorer import Job, Scorer, Tick, is_out_of_memory
-from workbench.discovery.stages import Shard, Worker
+from workbench.discovery.scorer import Tick, is_out_of_memory
+from workbench.discovery.stages import Shard
 from workbench.errors import InputError
 from workbench.models import TESTBED, load_model, tensors_id
 
@@ -41,6 +41,25 @@ if TYPE_CHECKING:
 LOST = 3  # times a shard may lose its worker, or a worker its process, before it is given up
 PATIENCE = 60  # seconds without any worker before a word about it
 POLL = 5  # seconds between looks at the cluster while nothing is done
+
+
+Results = Iterator[tuple[int, pa.Table]]
+
+
+class Openable(Protocol):
+    """A job: pickled, sent to every worker once, and opened there with the worker's model."""
+
+    def open(self, model: TransformerBridge) -> Callable[[Any, Tick], pa.Table]:
+        """What does a shard, telling how much is done."""
+        ...
+
+
+class Shards(Protocol):
+    """Whatever turns a job's shards into tables."""
+
+    def __call__(self, shards: Sequence[Any], tick: Tick) -> Results:
+        """Give each shard's index and table as it is done, in any order."""
+        ...
 
 
 class LostGPUError(RuntimeError):
@@ -119,19 +138,20 @@ class Replica:
                     f"the run was started with ({source.tensors[:12]}); copy the model there, too. "
                     "A model that was changed in memory must be saved first, and loaded from there"
                 )
-        self.scorers: dict[Any, Scorer] = {}
+        self.opened: dict[Any, Callable[[Any, Tick], pa.Table]] = {}
 
     def prepare(self, *arguments: Any) -> Prepared:
         """See `check.prepare`."""
         with _named():
             return prepare(self.model, *arguments)
 
-    def table(self, job: list[Any], shard: Shard) -> tuple[pa.Table, int]:
-        """A shard's rows, and how many (example, head) pairs that were.
+    def table(self, job: list[Any], shard: Any) -> tuple[pa.Table, int]:
+        """A shard's rows, and how much of the job's progress that was.
 
         Args:
-            job: Ray's reference to the job. In a list it isn't fetched anew for each shard.
-            shard: What to score.
+            job: Ray's reference to the job, in a list so that it isn't fetched anew for each
+                shard. Its `open` gives what does shards with a model.
+            shard: A piece of the job.
         """
         done = 0
 
@@ -140,11 +160,11 @@ class Replica:
             done += pairs
 
         with _named():
-            if job[0] not in self.scorers:
+            if job[0] not in self.opened:
                 import ray
 
-                self.scorers[job[0]] = Scorer(self.model, ray.get(job[0]))
-            return self.scorers[job[0]].table(shard.prompts, shard.wanted, count), done
+                self.opened[job[0]] = ray.get(job[0]).open(self.model)
+            return self.opened[job[0]](shard, count), done
 
 
 @contextmanager
@@ -193,7 +213,7 @@ class _Seat:
 
 
 class Crew:
-    """Workers that score shards of one model; a context manager, since they must be let go.
+    """Workers that do shards of jobs with one model; a context manager, since they must be let go.
 
     Args:
         model: The driver's. Workers load theirs from where it came from.
@@ -234,8 +254,8 @@ class Crew:
         task = _Task("prepare", (_slim(prompts), *arguments), "checking the engine")
         return next(result for _, result in self._do([task]))
 
-    def worker(self, job: Job) -> Worker:
-        """What scores shards in any order.
+    def worker(self, job: Openable) -> Shards:
+        """What does a job's shards in any order, each with an `index` of its own.
 
         Raises:
             InputError: When it is called: a worker can't go on, or too many were lost.
@@ -244,15 +264,15 @@ class Crew:
 
         return partial(self._tables, ray.put(job))
 
-    def _tables(
-        self, job: Any, shards: Sequence[Shard], tick: Tick
-    ) -> Iterator[tuple[int, pa.Table]]:
+    def _tables(self, job: Any, shards: Sequence[Any], tick: Tick) -> Results:
         tasks = []
         for shard in shards:
-            slim = replace(shard, prompts=_slim(shard.prompts))
-            tasks.append(_Task("table", ([job], slim), f"shard {shard.index}", shard.index))
-        for task, (table, pairs) in self._do(tasks):
-            tick(pairs)
+            sent = shard
+            if isinstance(shard, Shard):
+                sent = replace(shard, prompts=_slim(shard.prompts))
+            tasks.append(_Task("table", ([job], sent), f"shard {shard.index}", shard.index))
+        for task, (table, done) in self._do(tasks):
+            tick(done)
             yield task.index, table
 
     def _do(self, tasks: Sequence[_Task]) -> Iterator[tuple[_Task, Any]]:

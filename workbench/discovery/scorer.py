@@ -26,6 +26,8 @@ from workbench.scores import SCHEMA
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from workbench.discovery.stages import Shard
+
 Method = Literal["exact", "attribution", "screened"]
 Means = Sequence[Float[Tensor, "head d_head"] | None] | None
 Scores = tuple[Float[Tensor, "prompt layer head"], Float[Tensor, " prompt"]]
@@ -56,6 +58,15 @@ class Job:
     engine: str
     batch_tokens: int
     means: Means = None
+
+    def open(self, model: TransformerBridge) -> Callable[[Shard, Tick], pa.Table]:
+        """What does a shard of this job with a model; `crew.Replica` calls it.
+
+        Raises:
+            NotReplayableError: As `Scorer`.
+        """
+        scorer = Scorer(model, self)
+        return lambda shard, tick: scorer.table(shard.prompts, shard.wanted, tick)
 
 
 class Scorer:
