@@ -90,7 +90,7 @@ def join(
     logits = torch.where(touched[:, None], (full + change).masked_fill(cut, -torch.inf), full)
     kl = torch.where(touched, divergence(logits, plain), 0.0)
     scale = torch.ones_like(kl)
-    over = (kl > max_kl).nonzero()[:, 0]
+    over = (touched & ((kl > max_kl) | (max_kl == 0))).nonzero()[:, 0]
     if len(over):
         scale[over], logits[over] = _within(
             full[over], change[over], cut[over], plain[over], max_kl[over]
@@ -162,8 +162,9 @@ def _within(
         fits = divergence(mixed(middle), plain) <= limit
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
     logits = mixed(low)
-    too_far = divergence(logits, plain) > limit  # already by what was cut
-    return torch.where(too_far, 0.0, low), torch.where(too_far[:, None], full, logits)
+    # Too far already by what was cut. Of a limit of 0 rounding would leave a scale of about 1e-4.
+    stays = (divergence(logits, plain) > limit) | (limit == 0)
+    return torch.where(stays, 0.0, low), torch.where(stays[:, None], full, logits)
 
 
 def farthest_layer(
