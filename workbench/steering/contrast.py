@@ -134,7 +134,12 @@ class Contrast:
                 candidate_layers(term.layers, len(heads_per_layer), False)
 
     def __add__(self, other: Contrast) -> Sum:
-        return Sum((*_parts(self), *_parts(other)))
+        limits = [one.max_kl for one in (self, other) if one.max_kl is not None]
+        return Sum(
+            (*_parts(self), *_parts(other)),
+            plausible=max(self.plausible, other.plausible),
+            max_kl=min(limits, default=None),
+        )
 
 
 @dataclass(frozen=True)
@@ -239,6 +244,8 @@ class DoLa(Contrast):
         super().__post_init__()
         if isinstance(self.layers, str) and self.layers not in LAYER_RANGES:
             raise InputError(f"layers must be low, high or numbers of blocks, got {self.layers!r}")
+        if not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", tuple(self.layers))
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -294,14 +301,11 @@ class Sum(Contrast):
         for part in self.parts:
             if isinstance(part, NoProfile | Ablated):
                 raise InputError(f"{type(part).__name__} is a control and can't be added up")
-        limits = [part.max_kl for part in (*self.parts, self._own()) if part.max_kl is not None]
-        cut = max((part.plausible for part in self.parts), default=0.0)
-        object.__setattr__(self, "plausible", max(self.plausible, cut))
+        super().__post_init__()  # its own cut and limit, before those of the parts
+        every = (self, *self.parts)
+        limits = [one.max_kl for one in every if one.max_kl is not None]
+        object.__setattr__(self, "plausible", max(one.plausible for one in every))
         object.__setattr__(self, "max_kl", min(limits, default=None))
-        super().__post_init__()
-
-    def _own(self) -> Contrast:
-        return Contrast(max_kl=self.max_kl)
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -342,9 +346,12 @@ def candidate_layers(layers: str | tuple[int, ...], blocks: int, tied: bool) -> 
                 f"wanted layers between 0 and {blocks - 1}, got {outside[0] if outside else 'none'}"
             )
         return tuple(sorted(set(layers)))
-    half = min(blocks // 2, 20) if blocks > 40 else blocks // 2
+    end, start = (20, blocks - 20) if blocks > 40 else (blocks // 2, blocks // 2)
     lowest = 2 if tied else 0
-    found = range(lowest, half, 2) if layers == "low" else range(blocks - half, blocks, 2)
+    if layers == "high":
+        found = range(start, blocks, 2)
+    else:
+        found = range(lowest, lowest + 1 if lowest == end else end, 2)
     if not found:
         raise InputError(
             f"a model of {blocks} blocks has no {layers} layers for DoLa; name some: layers=(1,)"
