@@ -14,6 +14,7 @@ from workbench.errors import InputError
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from workbench.data.prompts import PromptSettings
     from workbench.discovery.cluster import RayOptions
     from workbench.discovery.screening import Screen
 
@@ -177,6 +178,15 @@ def open_model(
     )
 
 
+def prompt(
+    style: str, items: int, ranking: str | None, max_tokens: int, answer_tokens: int
+) -> PromptSettings:
+    """How prompts are built, by the options."""
+    from workbench.data.prompts import PromptSettings
+
+    return PromptSettings(cast(Any, style), items, cast(Any, ranking), max_tokens, answer_tokens)
+
+
 @contextmanager
 def cluster(address: str | None, workers: int | None) -> Iterator[RayOptions | None]:
     """Join the Ray cluster that the options name, before any long work; None if they name none.
@@ -215,7 +225,7 @@ def run_folder(out: Path | None, model: str, data: str) -> Path:
     if out is not None:
         return out
     name = Path(model).name if Path(model).is_dir() else model.replace("/", "--")
-    return Path("runs") / f"{name}-{data.removeprefix('lamp:')}"
+    return Path("runs") / f"{name}-{data.rpartition(':')[2]}"
 
 
 def screen(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.heads import HeadSet
     from workbench.probe import Probe
     from workbench.scores import By, HeadScores
+    from workbench.steering.decode import Written
 
 ESTIMATE = "attribution"
 MOST_TABLES = 10
@@ -147,16 +148,41 @@ def scores_json(
     return tables.plain({**found, "sparsity": tables.records(sparsity(result))})
 
 
-def answers(rows: Sequence[Mapping[str, str]], gamma: float) -> None:
+def answers(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Answers side by side."""
     for row in rows:
         table = Table(title=f"\n{escape(row['example'])}", title_justify="left", show_header=False)
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         table.add_row("query", escape(row["query"]))
-        table.add_row("user wrote", escape(row["target"]))
+        if row["target"]:
+            table.add_row("user wrote", escape(row["target"]))
         table.add_row("plain", escape(row["plain"] or "(nothing)"))
-        table.add_row(f"DPS, γ = {gamma:g}", escape(row["steered"] or "(nothing)"))
-        table.add_row("heads", row["heads"])
-        table.add_row("found on", escape(row["heads_from"]))
+        table.add_row("steered", escape(row["steered"] or "(nothing)"))
+        table.add_row("by", escape(title))
+        table.add_row("moved", f"{row['kl']:.3g} nats over all steps")
+        if row["heads"]:
+            table.add_row("heads", row["heads"])
+            table.add_row("found on", escape(row["heads_from"]))
         _out.print(table)
+
+
+def asked(name: str, query: str, target: str, origin: str | None) -> None:
+    """What is answered, above answers that are printed as they come."""
+    _out.print(f"\n[bold]{escape(name)}[/bold]")
+    lines = {"query": query, "user wrote": target, "heads from": origin}
+    for title, text in lines.items():
+        if text:
+            _out.print(f"[bold]{title}[/bold] {escape(text)}")
+
+
+def streamed(title: str, steps: Iterable[Written]) -> None:
+    """An answer, token by token, and by how much it was moved."""
+    _out.print(f"[bold]{escape(title)}[/bold]")
+    count, moved = 0, 0.0
+    for step in steps:
+        _out.print(escape(step.text), end="", soft_wrap=True)
+        _out.file.flush()
+        count, moved = count + 1, moved + step.kl
+    spent = f", moved by {moved:.3g} nats" if moved else ""
+    _out.print(f"\n[dim]({count} token{'' if count == 1 else 's'}{spent})[/dim]")

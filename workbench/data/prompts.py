@@ -98,7 +98,8 @@ def build_prompts(
         tokenizer: The model's.
         context: Tokens that the model takes.
         settings: How prompts are built.
-        new_tokens: Room to leave for a generation, where it is more than the settings leave.
+        new_tokens: Room to leave for a generation, where it is more than the settings leave. An
+            example without a target may be answered, though not scored.
 
     Raises:
         InputError: A target is empty, a prompt doesn't fit even without its profile, or the
@@ -142,7 +143,8 @@ class _Builder:
         positions = rank_profile(example, self.settings.items, self.settings.ranking)
         items = [self._clean_item(example.profile[i]) for i in positions]
         whole, text = self._encode_prompt(example, items)
-        target = self._encode_target(example, whole, text)
+        written = new_tokens > 0 and not example.target  # nobody has answered it yet
+        target = [] if written else self._encode_target(example, whole, text)
         answer = max(len(target), new_tokens, self.settings.answer_tokens)
         room = min(self.settings.max_tokens, context - answer)
         if len(whole) <= room:

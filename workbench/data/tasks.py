@@ -18,6 +18,7 @@ from workbench.errors import InputError
 
 Kind = Literal["classification", "rating", "generation"]
 Ranking = Literal["bm25", "recency", "first"]
+TEXT = "text"
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,19 @@ TASKS |= {
     for name, task in _LONG.items()
     for setting in ("user", "temporal")
 }
+# Whatever somebody wrote, and a beginning to go on from: for texts of no dataset.
+TASKS[TEXT] = Task(
+    kind="generation",
+    fields=("text",),
+    item="{text}",
+    joint="\n\n",
+    compose=lambda items, query: f"{items}\n\n{query}",
+    shorten="text",
+    match=_ALL,
+    search=("text",),
+    metric="rouge1",
+    cue="",
+)
 LAMP_TASKS = tuple(name for name in TASKS if name.startswith("LaMP"))
 LONGLAMP_TASKS = tuple(name for name in TASKS if name.startswith("LongLaMP"))
 TESTBED_TASKS = tuple(name for name in TASKS if name.startswith("testbed"))

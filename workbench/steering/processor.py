@@ -67,6 +67,9 @@ class DPSLogitsProcessor(LogitsProcessor):
             heads.
     """
 
+    mask: Int[Tensor, "rows pos"]
+    layout: Layout
+
     def __init__(
         self,
         model: TransformerBridge,
