@@ -242,6 +242,7 @@ TASKS[TEXT] = Task(
     match=_ALL,
     search=("text",),
     metric="rouge1",
+    ranking="first",
     cue="",
 )
 LAMP_TASKS = tuple(name for name in TASKS if name.startswith("LaMP"))
