@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.bench import discovery, scaling
+from workbench.bench import discovery, scaling, steering
 from workbench.bench.discovery import Case
 from workbench.bench.fit import calls
 from workbench.bench.inputs import (
@@ -20,11 +20,14 @@ from workbench.bench.inputs import (
 )
 from workbench.bench.machine import Gauge, facts, load_average
 from workbench.bench.scaling import Place, Task
+from workbench.bench.steering import RIVAL_CLAIMS, Grid, step_claims
 from workbench.bench.tables import FORMAT
 from workbench.errors import InputError
 from workbench.models import DTYPES, TESTBED, choose_device, heads_per_layer
 
 SHARED, GROWTH, MEMORY = "shared-profile", "growth", "memory"
+STEERING, TESTBED_STEERING = "steering", "testbed-steering"
+APART = (SHARED, GROWTH, MEMORY, STEERING, TESTBED_STEERING)  # cases of no discovery method
 LARGE = 64  # heads; a model with more is screened for 16 heads, with fewer for 8
 # The plain loop is timed on one head of every block where it would take longer than this.
 LOOP_PARAMETERS = 20_000_000
@@ -42,6 +45,8 @@ class Sizes:
         shared: One user's queries behind a profile.
         growth: From where time grows.
         memory: The long prompt.
+        steering: What the random Llama decodes.
+        testbed_steering: What the testbed decodes.
     """
 
     repeats: int
@@ -51,6 +56,8 @@ class Sizes:
     shared: Task
     growth: Task
     memory: Task
+    steering: Grid
+    testbed_steering: Grid
 
 
 # GPT-2 small's blocks, in Llama's form.
@@ -74,6 +81,10 @@ FULL = Sizes(
         target=8,
     ),
     memory=Task(GPT2_SMALL, examples=1, tokens=2048, target=8),
+    steering=Grid(tuple((rows, tokens) for tokens in (128, 512) for rows in (1, 8, 32))),
+    testbed_steering=Grid(
+        tuple((rows, tokens) for tokens in (64, 128) for rows in (1, 8, 32)), often=4096
+    ),
 )
 QUICK = replace(
     FULL,
@@ -82,13 +93,15 @@ QUICK = replace(
     few=1,
     llama=replace(FULL.llama, examples=1),
     shared=replace(FULL.shared, examples=8),
+    steering=replace(FULL.steering, shapes=((1, 128), (8, 128)), new_tokens=8, mixed=4),
+    testbed_steering=replace(FULL.testbed_steering, shapes=((1, 64), (32, 64))),
 )
 
 
 def case_names(model: str | None, sizes: Sizes = FULL) -> list[str]:
     """What can be chosen, in the order in which it is run."""
     named = [] if model in (None, TESTBED) else [Path(str(model)).name]
-    return [TESTBED, sizes.llama.size.name, *named, SHARED, GROWTH, MEMORY]
+    return [TESTBED, sizes.llama.size.name, *named, *APART]
 
 
 def bench(
@@ -100,7 +113,7 @@ def bench(
     dtype: str = "float32",
     tell: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure discovery on this machine.
+    """Measure discovery and steering on this machine.
 
     Args:
         model: A hub id or folder, for a case of its own.
@@ -139,6 +152,7 @@ def bench(
             if name in wanted:
                 parts[key] = run()
                 gauge.measure()
+        parts |= _steering(wanted, sizes, place, gauge)
     machine = facts(device, dtype) | gauge.record()
     machine |= {"load_before": load, "load_after": load_average()}
     return {
@@ -156,7 +170,7 @@ def _discovery(
     measured = []
     call, hooked = calls(place.folder, place.device, place.dtype, discovery.plain_loop)
     for name in wanted:
-        if name in (SHARED, GROWTH, MEMORY):
+        if name in APART:
             continue
         place.tell(f"{name}: loading")
         case = _case(name, model, sizes, place)
@@ -177,6 +191,29 @@ def _discovery(
             for row in discovery.planned(case, timed, fitted)
         ],
     }
+
+
+def _steering(
+    wanted: Sequence[str], sizes: Sizes, place: Place, gauge: Gauge
+) -> dict[str, list[Any]]:
+    llama = sizes.llama.size
+    planned = (
+        (STEERING, llama.name, sizes.steering, (*step_claims(8, 1.35), *RIVAL_CLAIMS)),
+        (TESTBED_STEERING, TESTBED, sizes.testbed_steering, step_claims(32, 1.5)),
+    )
+    found: dict[str, list[Any]] = {}
+    for name, source, grid, claims in planned:
+        if name not in wanted:
+            continue
+        place.tell(f"{name}: loading")
+        path = TESTBED if source == TESTBED else write_llama(llama, place.folder)
+        model = quiet_load(path, place.device, place.dtype)
+        case = steering.Case(name, source, model, grid, claims)
+        rows = steering.measure(case, place.repeats, place.tell)
+        found.setdefault("steering", []).extend(rows)
+        found.setdefault("steering_cases", []).append(steering.description(case, rows))
+        gauge.measure()
+    return found
 
 
 def _case(name: str, model: str | None, sizes: Sizes, place: Place) -> Case:

@@ -61,6 +61,10 @@ def tables(result: Mapping[str, Any]) -> Iterator[Table]:
         yield _growth(result["growth"])
     if "memory" in result:
         yield _memory(result["memory"])
+    for case in result.get("steering_cases", ()):
+        yield _steering(case, [row for row in result["steering"] if row["case"] == case["case"]])
+        if case["numbers"]:
+            yield _wanted(case)
 
 
 def _machine(result: Mapping[str, Any]) -> Table:
@@ -231,6 +235,74 @@ def _memory(found: Mapping[str, Any]) -> Table:
         "Measured while the first block's heads are replayed, when the tensors of all blocks are "
         "still held. Python with its libraries is in the first two.",
     )
+
+
+def _steering(case: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Table:
+    rows: list[list[str]] = []
+    for shape in dict.fromkeys((row["batch"], row["prompt"]) for row in found):
+        rows.append([f"{_count(shape[0], 'row')}, prompts of {shape[1]}", *[""] * 5])
+        rows += [
+            [
+                row["method"],
+                number(row["tokens_per_second"]),
+                number(row["prefill_seconds"]),
+                number(row["step_seconds"] * 1000),
+                f"{row['ratio_to_plain']:.2f}",
+                "–" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}",
+            ]
+            for row in found
+            if (row["batch"], row["prompt"]) == shape
+        ]
+    lowest = case["lowest_block"].values()
+    note = (
+        f"{case['new_tokens']} new tokens a row, greedily. prefill: seconds to the first of them; "
+        "step: milliseconds of each later one, all rows together, the median; × plain: a step's "
+        "time over that of plain decoding; MiB: the most that a call held beyond what was there "
+        f"before it. DPS goes without {_count(case['heads_without'], 'head')}, at random from all "
+        f"blocks (the lowest is block {min(lowest)}) or the upper half (block {max(lowest)}); "
+        "blocks below run once for both views."
+    )
+    if any(row["rows_timed"] < row["batch"] for row in found):
+        timed = max(row["rows_timed"] for row in found if row["rows_timed"] < row["batch"])
+        note += (
+            f" two passes run a row at a time: {timed} rows were timed at most, and multiplied; "
+            "MiB is one row's."
+        )
+    return Table(
+        f"{case['case']}: {case['model']}, {case['layers']} layers, {case['heads']} heads, "
+        f"vocabulary {case['vocabulary']:,}",
+        ("method", "tokens/s", "prefill", "step", "× plain", "MiB"),
+        rows,
+        note,
+    )
+
+
+def _wanted(case: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            f"{row['over']} / {row['under']}",
+            str(row["batch"]),
+            str(row["prompt"]),
+            f"{row['step']:.2f}",
+            f"{row['whole']:.2f}",
+            f"≥ {row['at_least']:g}" if row["at_most"] is None else f"≤ {row['at_most']:g}",
+        ]
+        for row in case["numbers"]
+    ]
+    same = case["identical"]
+    return Table(
+        f"{case['case']}: what is to be reached",
+        ("seconds of", "batch", "prompt", "a step", "in all", "wanted"),
+        rows,
+        f"The same tokens in a batch of {same['rows']} prompts of {same['shortest']} to "
+        f"{same['longest']} as for each row alone: DPS with gamma 0 and Hugging Face's greedy "
+        f"decoding in {same['plain']} of {same['rows']} rows, DPS shared and two passes in "
+        f"{same['shared']}.",
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 def _spread(row: Mapping[str, Any]) -> str:
