@@ -14,8 +14,7 @@ from workbench.data.prompts import build_prompts
 from workbench.heads import Head, HeadSet
 from workbench.models import heads_per_layer
 from workbench.steering.contrast import DPS
-from workbench.steering.rules import contrast_logits
-from workbench.steering.decode import generate, stream
+from workbench.steering.decode import generate
 from workbench.steering.loop import Sampling, end_tokens
 
 HEADS = HeadSet((Head(0, 3), Head(1, 6), Head(2, 1)))
@@ -183,14 +182,6 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_the_share(testbed_model, asked
     seen = {token for answer in drawn for token in answer.tokens}
     assert seen <= allowed
     assert len(seen) > 1
-
-
-def test_contrast_on_logits_worked_by_hand():
-    full = torch.tensor([[1.0, 2.0, -math.inf], [0.0, 4.0, 2.0]])
-    ablated = torch.tensor([[3.0, 1.0, -math.inf], [1.0, 1.0, 1.0]])
-    found = contrast_logits(full, ablated, torch.tensor([0.5, 2.0]))
-    expected = torch.tensor([[0.0, 2.5, -math.inf], [-2.0, 10.0, 4.0]])
-    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("gamma", [-0.5, math.nan, math.inf])

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from jaxtyping import Int
@@ -39,6 +39,11 @@ ROUNDING = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.7}
 # From the fastest to the slowest: attention function, and views told apart inside the model.
 WAYS = ((ATTENTION, True), ("eager", True), (ATTENTION, False), ("eager", False))
 HELD = "_workbench_engine"
+# A layout that the modules don't have shows in many ways, and there is always a slower way.
+FAILURES = (
+    NotReplayableError,
+    *(TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError),
+)
 PROBES = (5, 9)  # tokens of the prompts that are compared
 
 
@@ -127,6 +132,8 @@ class Engine:
         Raises:
             InputError: The model can't do what is asked for.
         """
+        if prefill not in get_args(Prefill):
+            raise InputError(f"prefill must be masked or shared, got {prefill!r}")
         pad = pad_token(self.model)
         if self.native is None:
             if prefill == "shared" or layout.early:
@@ -148,7 +155,10 @@ class Engine:
 
     def _compare_shared(self) -> str | None:
         if "reason" not in self.shared and self.native is not None:
-            self.shared["reason"] = _shared_mistake(self.model, self.native)
+            try:
+                self.shared["reason"] = _shared_mistake(self.model, self.native)
+            except FAILURES as error:
+                self.shared["reason"] = _in_words(error)
         return self.shared["reason"]
 
 
@@ -165,20 +175,11 @@ def open_engine(model: TransformerBridge) -> Engine:
     engine = None
     for attention, splits in WAYS:
         name = f"{attention} attention{'' if splits else ', views apart from the input on'}"
-        try:
-            native = Native(model, attention, splits)
-            mistake = _mistake(model, native)
-        except NotReplayableError as error:
-            mistake = str(error).split(". ")[0]
-        except torch.AcceleratorError:
-            raise  # a GPU that is lost is no matter of layout
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
-            # A layout that the modules don't have shows in many ways; the bridge is there.
-            mistake = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        if mistake is None:
-            engine = Engine(model, native, tuple(why_not))
+        found = _tried(model, attention, splits)
+        if isinstance(found, Native):
+            engine = Engine(model, found, tuple(why_not))
             break
-        why_not.append(f"{name}: {mistake}")
+        why_not.append(f"{name}: {found}")
     if engine is None:
         engine = Engine(model, None, tuple(why_not))
         tqdm.write(
@@ -188,6 +189,23 @@ def open_engine(model: TransformerBridge) -> Engine:
         )
     model.__dict__[HELD] = engine  # on the model itself, so that both go together
     return engine
+
+
+def _tried(model: TransformerBridge, attention: str, splits: bool) -> Native | str:
+    """The modules, run in one way, if they agree with the bridge; otherwise why not."""
+    try:
+        native = Native(model, attention, splits)
+        return _mistake(model, native) or native
+    except FAILURES as error:
+        return _in_words(error)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, torch.AcceleratorError):
+        raise error  # a GPU that is lost is no matter of layout
+    if isinstance(error, NotReplayableError):
+        return str(error).split(". ")[0]
+    return f"{type(error).__name__}: {[*str(error).strip().splitlines(), ''][0]}"
 
 
 def _same_tensors(model: TransformerBridge, native: Native) -> bool:

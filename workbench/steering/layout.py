@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -160,28 +161,30 @@ class Layout:
             for c in self.contrasts
         ]
         plausible, max_kl = full.new_tensor(limits).unbind(dim=1)
-        shares = [self._share(views, full, kind, where) for kind, where in self._groups()]
+        shares = [self._share(views, full, uses) for uses in self._groups]
         return join(full, shares, plausible, max_kl)
 
-    def _groups(self) -> list[tuple[str, str]]:
-        return list(dict.fromkeys((use.term.kind, use.term.where) for use in self.uses))
+    @cached_property
+    def _groups(self) -> list[list[Use]]:
+        """Uses that are computed together: of one kind, about one thing."""
+        groups: dict[tuple[str, str], list[Use]] = {}
+        for use in self.uses:
+            groups.setdefault((use.term.kind, use.term.where), []).append(use)
+        return list(groups.values())
 
-    def _share(self, views: Views, full: Tensor, kind: str, where: str) -> Share:
-        uses = [use for use in self.uses if (use.term.kind, use.term.where) == (kind, where)]
+    def _share(self, views: Views, full: Tensor, uses: Sequence[Use]) -> Share:
         rows = torch.tensor([use.example for use in uses], device=full.device)
-        if where == "layers":
+        if uses[0].term.where == "layers":
             logits = self._early(views, full, uses, rows)
         else:
-            source = views.others if where == "prompt" else views.gated
+            source = views.others if uses[0].term.where == "prompt" else views.gated
             logits = source[[use.row for use in uses]]
         return Share(uses[0].term.kind, rows, tuple(use.term.strength for use in uses), logits)
 
-    def _early(self, views: Views, full: Tensor, uses: list[Use], rows: Tensor) -> Tensor:
+    def _early(self, views: Views, full: Tensor, uses: Sequence[Use], rows: Tensor) -> Tensor:
         if views.early is None:
             raise ValueError("an early layer is wanted, and none was read out")
-        chosen = []
-        for use, row in zip(uses, rows.tolist(), strict=True):
-            places = [self.early.index(layer) for layer in use.term.layers]
-            found, _ = farthest_layer(full[row][None], views.early[row][None, places])
-            chosen.append(found[0])
-        return torch.stack(chosen)
+        allowed = [[layer in use.term.layers for layer in self.early] for use in uses]
+        mask = torch.tensor(allowed, device=full.device)
+        found, _ = farthest_layer(full[rows], views.early[rows], mask)
+        return found

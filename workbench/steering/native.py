@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.discovery.twin import build_twin, places
@@ -44,7 +44,8 @@ class Pass:
     Attributes:
         split: The block in front of which views are told apart; None for no doubling.
         widen: A block's tensor of [rows, ...] to that of all views.
-        mask: Takes the place of the blocks' mask from the split on; None for the model's own.
+        mask: Takes the place of the blocks' mask from the split on, [rows, 1, queries, keys]; None
+            for the model's own.
         scales: What z is multiplied by, block by block, [rows, pos, head, 1].
         exits: Blocks whose input is kept.
         column: At which position.
@@ -54,7 +55,7 @@ class Pass:
 
     split: int | None = None
     widen: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor)
-    mask: Bool[Tensor, "rows 1 queries keys"] | None = None
+    mask: Tensor | None = None
     scales: dict[int, Tensor] = field(default_factory=dict)
     exits: tuple[int, ...] = ()
     column: int = -1
@@ -98,6 +99,7 @@ class Native:
         self.shape = tuple(place.heads for place in self.places)
         self.device = torch.device(model.cfg.device)
         takes = inspect.signature(self.twin.forward).parameters
+        self.adds_masks = attention == "eager"
         self.takes_positions = "position_ids" in takes
         self.keeps = "logits_to_keep" in takes
         self._now: Pass | None = None

@@ -168,9 +168,16 @@ def _within(
 
 
 def farthest_layer(
-    full: Float[Tensor, "batch d_vocab"], early: Float[Tensor, "batch layer d_vocab"]
+    full: Float[Tensor, "batch d_vocab"],
+    early: Float[Tensor, "batch layer d_vocab"],
+    allowed: Bool[Tensor, "batch layer"] | None = None,
 ) -> tuple[Float[Tensor, "batch d_vocab"], Int[Tensor, " batch"]]:
     """The early prediction farthest from the last one, and which it is.
+
+    Args:
+        full: The last layer's logits.
+        early: The candidates' logits.
+        allowed: Which candidates a row chooses among; all by default.
 
     Source:
         DoLa (arXiv 2309.03883), equations 3 and 4: the largest Jensen-Shannon divergence.
@@ -182,16 +189,8 @@ def farthest_layer(
         (part.exp() * torch.where(part.isneginf(), 0.0, part - middle)).sum(dim=-1)
         for part in (last, layers)
     ]
-    chosen = (halves[0] + halves[1]).argmax(dim=-1)
+    apart = halves[0] + halves[1]
+    if allowed is not None:
+        apart = apart.masked_fill(~allowed, -torch.inf)
+    chosen = apart.argmax(dim=-1)
     return early[torch.arange(len(early), device=early.device), chosen], chosen
-
-
-def contrast_logits(
-    full: Float[Tensor, "batch d_vocab"],
-    ablated: Float[Tensor, "batch d_vocab"],
-    gamma: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch d_vocab"]:
-    """`(1 + gamma) * full - gamma * ablated`, in float32."""
-    full, ablated, strength = full.float(), ablated.float(), gamma.float()[:, None]
-    mixed = (1 + strength) * full - strength * ablated
-    return torch.where(full.isneginf(), full, mixed)

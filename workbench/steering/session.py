@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from workbench.steering.cache import new_cache
 from workbench.steering.layout import Layout, Views
@@ -232,12 +233,16 @@ class SharedSession(NativeSession):
         gated = logits[list(self.layout.gated), self.slot] if self.layout.gated else logits[:0, 0]
         return Views(logits[:count, 0], logits[count:, 0], gated, self._early(now))
 
-    def _mask(self, slots: int) -> Bool[Tensor, "rows 1 slots keys"]:
+    def _mask(self, slots: int) -> Bool[Tensor, "rows 1 slots keys"] | Float[Tensor, ...]:
         """The prompt, and behind it every step's token of the same view."""
         own = torch.eye(slots, dtype=torch.bool, device=self.seen.device).repeat(1, self.steps)
         rows = len(self.seen)
         prompt = self.seen[:, None].expand(rows, slots, -1)
-        return torch.cat((prompt, own.expand(rows, -1, -1)), dim=-1)[:, None]
+        mask = torch.cat((prompt, own.expand(rows, -1, -1)), dim=-1)[:, None]
+        if not self.native.adds_masks:
+            return mask
+        dtype = self.native.twin.dtype
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def step(self, tokens: Int[Tensor, " examples"]) -> Views:
         """See `Session.step`."""
@@ -274,6 +279,6 @@ def why_not_shared(native: Native, tokens: int) -> str | None:
     windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
     if windows and min(windows) < tokens:
         return f"its attention looks back {min(windows)} tokens only, fewer than {tokens}"
-    if not all(hasattr(layer, "get_mask_sizes") for layer in layers):
-        return "not all of its blocks are attention"
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+        return "not all that its blocks keep of a prompt is keys and values"
     return None
