@@ -11,7 +11,8 @@ from workbench import runs
 from workbench.bench.tables import tables as bench_tables
 from workbench.errors import InputError
 
-TESTBED, BENCH = "testbed tables", "bench tables"  # what stands between two markers
+# What stands between two markers.
+TESTBED, BENCH, EVALUATION = "testbed tables", "bench tables", "evaluation tables"
 
 
 def with_tables(text: str, results: Path) -> str:
@@ -33,6 +34,63 @@ def with_bench(text: str, result: Mapping[str, Any]) -> str:
         InputError: The text lacks the markers.
     """
     return _between(text, BENCH, "\n\n".join(table.markdown() for table in bench_tables(result)))
+
+
+def with_evaluation(text: str, path: Path) -> str:
+    """The text with the tables of an evaluation between its markers.
+
+    Args:
+        text: With the markers.
+        path: What `workbench evaluate --json` printed.
+
+    Raises:
+        InputError: The file is missing or holds no evaluation, or the text lacks the markers.
+    """
+    found = runs.read_json(path)
+    try:
+        body = evaluation_tables(found)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: not what `workbench evaluate --json` prints") from error
+    return _between(text, EVALUATION, body)
+
+
+def evaluation_tables(found: Mapping[str, Any]) -> str:
+    """A table a task, the findings in words, and how they came about, as Markdown."""
+    primary = [row for row in found["rows"] if row["primary"]]
+    parts = []
+    for task in dict.fromkeys(row["task"] for row in primary):
+        rows = [row for row in primary if row["task"] == task]
+        parts += [_title(rows[0]), _methods(rows)]
+    parts.append("\n".join(f"- {line}" for line in found["findings"]))
+    parts.append("*" + " ".join(found["protocol"]) + "*")
+    return "\n\n".join(parts)
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    arrow = "↑" if row["better"] == "higher" else "↓"
+    reading = f", {row['reading']} reading" if row["reading"] else ""
+    return (
+        f"**{row['task']}**: {row['metric']} ({arrow}){reading}, {row['examples']} examples of "
+        f"{row['users']} users"
+    )
+
+
+def _methods(rows: Sequence[Mapping[str, Any]]) -> str:
+    body = []
+    for row in rows:
+        if row["value"] is None:
+            body.append([row["method"], "–", "–", "–", row["note"]])
+            continue
+        value = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        if row["seed_min"] is not None:
+            value += f", {row['seeds']} sets: {row['seed_min']:.3f} to {row['seed_max']:.3f}"
+        difference, p = "–", "–"
+        if row["difference"] is not None:
+            ends = f"[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+            difference = f"{row['difference']:+.3f} {ends}"
+            p = f"{row['p_holm']:.3f}" if row["p_holm"] >= 0.001 else "< .001"
+        body.append([row["method"], value, difference, p, row["settings"]])
+    return _table(("method", "value", "minus plain", "p (Holm)", "chosen on validation"), body)
 
 
 def _between(text: str, what: str, body: str) -> str:

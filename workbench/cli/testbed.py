@@ -10,6 +10,7 @@ import typer
 
 from workbench.cli.options import Json
 
+EVALUATION = "evaluation.json"  # what `workbench evaluate --json` printed
 testbed_app = typer.Typer(help="The built-in testbed: make it again, and measure it.")
 
 
@@ -109,13 +110,13 @@ def table(
     """Put the measured tables into the README, between its markers."""
     from workbench import runs
     from workbench.errors import InputError
-    from workbench.readme import with_tables
+    from workbench.readme import with_evaluation, with_tables
 
     try:
         old = readme.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{readme}: no such file") from None
-    new = with_tables(old, results)
+    new = with_evaluation(with_tables(old, results), results / EVALUATION)
     if check and new != old:
         raise InputError(f"{readme}: the tables are not those of {results}; run `testbed table`")
     if not check:
