@@ -136,7 +136,7 @@ class Engine:
             raise InputError(f"prefill must be masked or shared, got {prefill!r}")
         pad = pad_token(self.model)
         if self.native is None:
-            if prefill == "shared" or layout.early:
+            if layout.early or (prefill == "shared" and layout.gated):
                 what = "DoLa" if layout.early else 'prefill="shared"'
                 raise InputError(
                     f"{what} needs the model's own modules, which can't be used here: "

@@ -99,6 +99,7 @@ class Native:
         self.shape = tuple(place.heads for place in self.places)
         self.device = torch.device(model.cfg.device)
         takes = inspect.signature(self.twin.forward).parameters
+        self.dtype = next(self.twin.parameters()).dtype
         self.adds_masks = attention == "eager"
         self.takes_positions = "position_ids" in takes
         self.keeps = "logits_to_keep" in takes

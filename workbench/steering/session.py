@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
@@ -233,7 +233,7 @@ class SharedSession(NativeSession):
         gated = logits[list(self.layout.gated), self.slot] if self.layout.gated else logits[:0, 0]
         return Views(logits[:count, 0], logits[count:, 0], gated, self._early(now))
 
-    def _mask(self, slots: int) -> Bool[Tensor, "rows 1 slots keys"] | Float[Tensor, ...]:
+    def _mask(self, slots: int) -> Shaped[Tensor, "rows 1 slots keys"]:
         """The prompt, and behind it every step's token of the same view."""
         own = torch.eye(slots, dtype=torch.bool, device=self.seen.device).repeat(1, self.steps)
         rows = len(self.seen)
@@ -241,7 +241,7 @@ class SharedSession(NativeSession):
         mask = torch.cat((prompt, own.expand(rows, -1, -1)), dim=-1)[:, None]
         if not self.native.adds_masks:
             return mask
-        dtype = self.native.twin.dtype
+        dtype = self.native.dtype
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def step(self, tokens: Int[Tensor, " examples"]) -> Views:
