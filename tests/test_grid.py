@@ -119,6 +119,7 @@ def test_a_user_known_by_a_row_s_id_alone_is_another_in_another_task(scores):
     other = [replace(e, task="testbed-rating") for e in nameless if e.task == TAG]
     assert not any(e in heads_from(other) for e in nameless if e.task != "testbed-rating")
     assert all(e in heads_from(nameless) for e in nameless)
+    assert replace(nameless[0], id="q", user=other[0].id) not in heads_from(other)
     named = wb.load_examples("testbed", "test", users=2)
     tagged = [e for e in named if e.task == TAG]
     assert all(e in heads_from(tagged) for e in named)  # the same person, another task
@@ -412,6 +413,20 @@ def one_block(folder):
     return wb.load_model(folder, device="cpu")
 
 
+def test_heads_that_cannot_be_detected_leave_a_cell_that_says_why(
+    testbed_model, scores, monkeypatch, tmp_path
+):
+    def unreadable(model, progress):
+        raise wb.InputError("the attention pattern of layer 0 can't be read")
+
+    monkeypatch.setattr(grid, "copy_scores", unreadable)
+    settings = replace(SMALL, methods=("decore", "cad"), gamma=(0.5,))
+    found = evaluate(testbed_model, small(scores), tmp_path, settings, progress=False)
+    notes = {(row["method"], row["note"]) for row in evaluation_table(found)}
+    told = "retrieval heads can't be detected: the attention pattern of layer 0 can't be read"
+    assert notes == {("plain", ""), ("cad", ""), ("decore", told)}
+
+
 def test_memory_that_runs_out_is_answered_with_smaller_passes(
     testbed_model, scores, monkeypatch, tmp_path
 ):
@@ -630,6 +645,10 @@ def test_the_table_is_written_as_plain_json(done, rows):
     words = json.loads((done.folder / "tables/findings.json").read_text())
     assert words["findings"] == found["findings"]
     assert "2 users of the validation split" in words["protocol"][0]
+    (strongest,) = (line for line in words["protocol"] if line.startswith("The strongest gamma"))
+    for task in (TAG, HEADLINE):
+        at_the_end = done.choices[task]["cad"]["gamma"] == 2.0
+        assert (f"cad on {task}" in strongest) == at_the_end
     told = only(found["qualities"], task=HEADLINE, method="no-profile")
     assert told["kl"] > 0.01
     assert only(found["qualities"], task=HEADLINE, method="plain")["kl"] == 0

@@ -50,7 +50,12 @@ def evaluate(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    users: opt.Users = None,
+    users: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many users the table is about; all if unset.", rich_help_panel=_DATA
+        ),
+    ] = None,
     validation_users: Annotated[
         int | None,
         typer.Option(

@@ -20,11 +20,13 @@ class Choice:
         candidate: The one taken; None where every one failed.
         metric: What they were compared by; None where there was nothing to choose.
         tried: Every candidate with its value on the validation users, or why it has none.
+        failed: Why there was no candidate to try, where that is so.
     """
 
     candidate: Candidate | None
     metric: str | None = None
     tried: Sequence[tuple[Candidate, float | str]] = ()
+    failed: str | None = None
 
     def record(self) -> dict[str, Any]:
         """As plain values, for `choices.json`."""
@@ -46,7 +48,7 @@ class Choice:
     def why(self) -> str:
         """Why nothing could be chosen, where that is so."""
         reasons = dict.fromkeys(value for _, value in self.tried if isinstance(value, str))
-        return "; ".join(reasons) or "no candidate"
+        return self.failed or "; ".join(reasons)
 
     def _listed(self) -> list[dict[str, Any]]:
         return [

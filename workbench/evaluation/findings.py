@@ -100,6 +100,11 @@ def protocol_lines(evaluation: Evaluation) -> list[str]:
     ]
     if manifest["left_out_users"]:
         lines.append(f"{manifest['left_out_users']} users that heads were found on were left out.")
+    if strongest := _strongest(evaluation):
+        lines.append(
+            "The strongest gamma tried was chosen, so that a larger one may do better: "
+            f"{', '.join(strongest)}."
+        )
     if settings["leaked"]:
         lines.append(
             f"LEAKED: heads were found on {len(settings['leaked'])} of the test examples or on "
@@ -108,6 +113,18 @@ def protocol_lines(evaluation: Evaluation) -> list[str]:
     if settings["decide"] == LIKELIHOOD:
         lines.append("Labels were decided on by likelihood, not written.")
     return lines
+
+
+def _strongest(evaluation: Evaluation) -> list[str]:
+    """Task and method of every cell that took the largest gamma of the grid."""
+    largest = max(evaluation.manifest["settings"]["gamma"])
+    found = []
+    for task, by_method in evaluation.choices.items():
+        for method, choice in by_method.items():
+            records = choice.get("seeds", [choice])
+            if any(largest in (one.get("gamma"), one.get("cad")) for one in records):
+                found.append(f"{method} on {task}")
+    return found
 
 
 def summarise(evaluation: Evaluation) -> dict[str, Any]:

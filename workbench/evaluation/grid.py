@@ -132,7 +132,9 @@ def evaluate(
             writer = Writer(folder, manifest["settings"]["shard_examples"], stop, bar)
             grid = _Grid(settings, asked, names, sets, heads_per_layer(model), writer, worker)
             if "decore" in settings.methods:
-                grid.retrieval = _retrieval(model, retrieval, counts, folder, progress)
+                found = _retrieval(model, retrieval, counts, folder, progress)
+                grid.retrieval = {} if isinstance(found, str) else found
+                grid.without_retrieval = found if isinstance(found, str) else ""
             grid.run()
     except runs.Stopped:
         raise
@@ -183,13 +185,19 @@ def _retrieval(
     counts: Sequence[int],
     folder: Path,
     progress: bool,
-) -> dict[int, HeadSet]:
-    """K -> the highest retrieval heads; what was detected is kept in the run folder."""
+) -> dict[int, HeadSet] | str:
+    """K -> the highest retrieval heads, or why they can't be detected in this model.
+
+    What was detected is kept in the run folder.
+    """
     shape = heads_per_layer(model)
     if given is None:
         path = folder / RETRIEVAL
         if not path.exists():
-            found = copy_scores(model, progress=progress)
+            try:
+                found = copy_scores(model, progress=progress)
+            except InputError as error:
+                return f"retrieval heads can't be detected: {error}"
             lists = {
                 f"{h.layer}-{h.head}": found.sel(layer=h.layer, head=h.head).values.tolist()
                 for h in all_heads(shape)
@@ -223,6 +231,7 @@ class _Grid:
         self.writer = writer
         self.worker = worker
         self.retrieval: Mapping[int, HeadSet] = {}
+        self.without_retrieval = ""
         self.validation = {t: [e for e in asked.validation if e.task == t] for t in tasks}
         self.test = {t: [e for e in asked.test if e.task == t] for t in tasks}
         fixed = [name for name in settings.methods if name in ways.FIXED]
@@ -233,6 +242,9 @@ class _Grid:
     def run(self) -> None:
         """All answers that are missing, and `choices.json`."""
         self.writer.bar.reset(self._count())
+        if self.without_retrieval:
+            for task in self.tasks:
+                self.choices[task]["decore"] = Choice(None, failed=self.without_retrieval)
         self._choose({task: self._independent(task) for task in self.tasks}, "choosing settings")
         self._choose({task: self._dependent(task) for task in self.tasks}, "choosing settings")
         self._save()
@@ -245,7 +257,7 @@ class _Grid:
         found = {}
         if self.settings.on_heads:
             found["dps"] = ways.dps(self.sets[task], gammas)
-        if "decore" in wanted:
+        if "decore" in wanted and not self.without_retrieval:
             found["decore"] = ways.decore(self.retrieval, gammas)
         if "cad" in wanted:
             found["cad"] = ways.cad(gammas)

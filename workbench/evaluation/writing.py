@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import torch
 
 from workbench import runs
 from workbench.data.examples import Example
@@ -124,7 +125,9 @@ class Answerer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.batch_tokens <= least:
                     raise
-                self.batch_tokens //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.batch_tokens //= 2
 
     def _answer(self, piece: Piece) -> list[dict[str, Any]]:
         job, asked = self.job, list(piece.examples)
