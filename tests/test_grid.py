@@ -28,7 +28,7 @@ from workbench.evaluation.results import ANSWER, Evaluation, read_rows
 from workbench.evaluation.settings import GridSettings, check_scores, read_retrieval
 from workbench.evaluation.summary import evaluation_table, qualities
 from workbench.heads import HeadSet
-from workbench.steering.contrast import CAD, Entropy
+from workbench.steering.contrast import CAD, DoLa, Entropy
 from workbench.steering.labels import decide
 
 CORPUS = testbed_path() / "corpus"
@@ -387,30 +387,27 @@ def test_a_run_of_other_settings_is_refused(done, testbed_model, scores):
         evaluate(testbed_model, leaky, done.folder, SMALL, scores=scores)
 
 
-def test_a_method_that_cannot_answer_gets_a_cell_that_says_why(tiny_model, tmp_path):
-    model = one_block(tmp_path / "model")
+def test_a_method_that_cannot_answer_gets_a_cell_that_says_why(
+    testbed_model, tmp_path, monkeypatch
+):
+    outside = methods.Candidate("dola", DoLa((5,)), {"layers": "5"})
+    high = methods.Candidate("dola", DoLa("high"), {"layers": "high"})
     asked = ask("testbed", None, tasks=[TAG], users=2, validation_users=2)
     settings = GridSettings(methods=("dola", "cad"), gamma=(0.5,), max_new_tokens=2)
-    found = evaluate(model, asked, tmp_path / "run", settings, progress=False)
-    row = only(evaluation_table(found), method="dola", name="accuracy", reading="strict")
-    assert "a model of 1 blocks has no low layers" in row["note"]
-    assert "a model of 1 blocks has no high layers" in row["note"]
+    monkeypatch.setattr(methods, "dola", lambda: [outside])
+    found = evaluate(testbed_model, asked, tmp_path / "none", settings, progress=False)
+    rows = evaluation_table(found)
+    row = only(rows, method="dola", name="accuracy", reading="strict")
+    assert row["note"] == "wanted layers between 0 and 3, got 5"
     assert (row["value"], row["p_holm"], row["examples"]) == (None, None, 0)
-    assert only(evaluation_table(found), method="cad", name="f1", reading="strict")["examples"] == 4
+    assert only(rows, method="cad", name="f1", reading="strict")["examples"] == 4
     assert set(found.answers["method"]) == {"plain", "cad"}
-
-
-def one_block(folder):
-    import torch
-    from architectures import ROTARY, tiny_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(**ROTARY | {"vocab_size": len(tokenizer), "num_hidden_layers": 1})
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return wb.load_model(folder, device="cpu")
+    monkeypatch.setattr(methods, "dola", lambda: [outside, high])
+    some = evaluate(testbed_model, asked, tmp_path / "some", settings, progress=False)
+    choice = some.choices[TAG]["dola"]
+    assert choice["layers"] == "high"
+    assert choice["candidates"][0] == {"layers": "5", "failed": row["note"]}
+    assert only(evaluation_table(some), method="dola", primary=True)["examples"] == 4
 
 
 def test_heads_that_cannot_be_detected_leave_a_cell_that_says_why(
