@@ -107,12 +107,38 @@ class Engine:
         native: Its own modules; None where they can't be used, for the reason in `why_not`.
         why_not: Why faster ways were passed over.
         shared: Whether a shared prefill was compared, and what came of it.
+        tensors: The bridge's parameters as they were when the engine was made.
     """
 
     model: TransformerBridge
     native: Native | None
     why_not: tuple[str, ...] = ()
     shared: dict[str, str | None] = field(default_factory=dict)
+    tensors: dict[str, tuple[Tensor, int | None]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tensors = self._tensors()
+
+    def _tensors(self) -> dict[str, tuple[Tensor, int | None]]:
+        """Every parameter, and how often it was changed where the modules don't hold it.
+
+        The bridge keeps queries, keys and values of one fused projection apart, partly as copies.
+        """
+        native = self.native.twin if self.native is not None else self.model.original_model
+        held = {id(t) for t in chain(native.parameters(), native.buffers())}
+        every = self.model.original_model.named_parameters(remove_duplicate=False)
+        return {
+            name: (t, None if id(t) in held or t.is_inference() else t._version)
+            for name, t in every
+        }
+
+    @property
+    def current(self) -> bool:
+        """Whether the modules are still those of the model, or would have to be made anew."""
+        now = self._tensors()
+        return now.keys() == self.tensors.keys() and all(
+            one[0] is now[name][0] and one[1] == now[name][1] for name, one in self.tensors.items()
+        )
 
     def session(
         self,
@@ -169,7 +195,7 @@ def open_engine(model: TransformerBridge) -> Engine:
     is seen anyway, since it is the same.
     """
     held: Engine | None = model.__dict__.get(HELD)
-    if held is not None and (held.native is None or _same_tensors(model, held.native)):
+    if held is not None and held.current:
         return held
     why_not: list[str] = []
     engine = None
@@ -206,12 +232,6 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, NotReplayableError):
         return str(error).split(". ")[0]
     return f"{type(error).__name__}: {[*str(error).strip().splitlines(), ''][0]}"
-
-
-def _same_tensors(model: TransformerBridge, native: Native) -> bool:
-    inner = model.original_model
-    held = {id(t) for t in chain(native.twin.parameters(), native.twin.buffers())}
-    return all(id(t) in held for t in inner.parameters())
 
 
 @torch.inference_mode()

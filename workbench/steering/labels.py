@@ -141,7 +141,8 @@ def _decide(
     views = session.start()
     first: list[float] = []
     while True:
-        refuse_nan(views, [work.examples[positions[row]].name for row, _ in nodes])
+        names = [work.examples[positions[row]].name for row, _ in nodes]
+        refuse_nan(views, session.layout, names)
         step = session.layout.join(views)
         first = first or step.kl.tolist()
         tables = (joined, step.logits), (plain, views.full.float())

@@ -151,6 +151,17 @@ class Layout:
         )
         return layout, [row for row, _ in others], [row for row, _ in gated]
 
+    def spoilt(self, views: Views) -> int | None:
+        """The row of an example that uses a view with NaN in its logits; None if there is none."""
+        owners = [*range(len(self.contrasts)), *self.others, *self.gated]
+        parts = [views.full, views.others, views.gated]
+        if views.early is not None:
+            early = sorted({use.example for use in self.uses if use.term.where == "layers"})
+            owners += early
+            parts.append(views.early[early].sum(dim=1))
+        wrong = torch.cat([part.isnan().any(dim=-1) for part in parts])
+        return owners[int(wrong.float().argmax())] if bool(wrong.any()) else None
+
     def join(self, views: Views) -> Joined:
         """The logits to choose the next tokens from."""
         full = views.full.float()

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -52,7 +53,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature must be >= 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be in (0, 1], got {self.top_p}")
@@ -198,18 +199,17 @@ def _sees_no_profile(contrast: Contrast | None) -> bool:
     return contrast is not None and any(term.where == "prompt" for term in contrast.terms)
 
 
-def refuse_nan(views: Views, names: Sequence[str]) -> None:
+def refuse_nan(views: Views, layout: Layout, names: Sequence[str]) -> None:
     """Stop at logits that are no numbers.
 
     Raises:
         InputError: A view's logits hold NaN; the message names the example.
     """
-    for part in (views.full, views.others, views.gated):
-        if bool(part.isnan().any()):
-            row = int(views.full.isnan().any(dim=-1).float().argmax())
-            raise InputError(
-                f"{names[row]}: the logits hold NaN; try --dtype float32, or check the checkpoint"
-            )
+    row = layout.spoilt(views)
+    if row is not None:
+        raise InputError(
+            f"{names[row]}: the logits hold NaN; try --dtype float32, or check the checkpoint"
+        )
 
 
 @dataclass
@@ -252,6 +252,8 @@ class Loop:
             views = session.start()
         for step in range(self.work.new_tokens):
             with torch.inference_mode():
+                names = [self.work.examples[self.positions[row]].name for row in rows]
+                refuse_nan(views, session.layout, names)
                 chosen = self._take(session.layout.join(views), views, rows)
             yield
             live = [at for at, row in enumerate(rows) if not self.finished[row]]
@@ -265,8 +267,6 @@ class Loop:
 
     def _take(self, joined: Joined, views: Views, rows: Sequence[int]) -> Int[Tensor, " rows"]:
         """Choose a token for each row, and keep it."""
-        names = [self.work.examples[self.positions[row]].name for row in rows]
-        refuse_nan(views, names)
         chosen = self._choose(joined.logits, [self.generators[row] for row in rows])
         plain = views.full.float().log_softmax(dim=-1).gather(-1, chosen[:, None])[:, 0]
         kept = zip(rows, chosen.tolist(), plain.tolist(), joined.kl.tolist(), strict=True)
