@@ -580,10 +580,19 @@ def test_effects_are_called_by_the_side_that_is_better(tmp_path):
     assert "worse: cad (+1.000)" in first
     assert "LEAKED" in first
     assert "DPS beats random heads (-0.667" in second
-    assert "it beats 2 of 3 random sets" in second
+    assert second.endswith("it beats 2 of 3 random sets.")
     row = only(rows, method="random", primary=True)
     assert (row["value"], row["seed_min"], row["seed_max"]) == (pytest.approx(2 / 3), 0.0, 1.0)
     assert all(row["leaked"] for row in rows)
+
+
+def test_harm_of_random_heads_is_not_called_a_gain_of_dps(tmp_path):
+    users = [f"u{i}" for i in range(40)]
+    right, off = ["3"] * 40, ["4"] * 40
+    texts = {"plain": right, "dps": right, "random": [off]}
+    lines = findings(evaluation_table(made(tmp_path, texts, right, users, task="testbed-rating")))
+    assert "DPS beats random heads" in lines[1]
+    assert lines[1].endswith("random sets; against plain it shows no gain.")
 
 
 def test_pooled_metrics_of_random_heads_are_means_over_seeds(tmp_path):

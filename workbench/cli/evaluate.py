@@ -270,7 +270,7 @@ def _primary(out: Any, task: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         if row["note"]:
             out.print(f"{row['method']}: no answers: {escape(row['note'])}")
-        if row["seed_min"] is not None:
+        if row["seed_min"] is not None and row["seeds"] > 1:
             ends = f"{row['seed_min']:.3f} to {row['seed_max']:.3f}"
             out.print(f"{row['method']}: mean of {row['seeds']} seeds, which lie at {ends}")
     if mark:

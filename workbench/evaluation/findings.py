@@ -66,9 +66,12 @@ def _over_random(row: Mapping[str, Any]) -> str:
     verdict = _verdict(row, "over_random", row["over_random_p"])
     words = {"better": "beats", "worse": "is worse than"}.get(verdict)
     says = f"DPS {words} random heads" if words else "DPS against random heads: no effect shown"
+    gain = _verdict(row, "difference", row["p_holm"])
+    # Random heads may do harm, which is not the same as DPS doing good.
+    damage = "" if verdict != "better" or gain == "better" else "; against plain it shows no gain"
     return (
         f"{row['task']}{_mark(row)}: {says} ({row['over_random']:+.3f}{_span(row)}); it beats "
-        f"{row['beaten']} of {row['seeds']} random sets."
+        f"{row['beaten']} of {row['seeds']} random sets{damage}."
     )
 
 
@@ -91,15 +94,16 @@ def protocol_lines(evaluation: Evaluation) -> list[str]:
     manifest = evaluation.manifest
     settings, users = manifest["settings"], manifest["users"]
     lines = [
-        f"Settings were chosen on {users['validation']} users of the "
-        f"{settings['splits']['validation']} split; the table is about {users['test']} users of "
+        f"Settings were chosen on {_users(users['validation'])} of the "
+        f"{settings['splits']['validation']} split; the table is about {_users(users['test'])} of "
         f"the {settings['splits']['test']} split, all methods on the same prompts.",
         "Intervals: 95 %, over users. p: paired over users, after Holm over all methods and "
         "tasks, of each task's first metric; other metrics have no p. DPS against random heads "
         "is adjusted over the tasks.",
     ]
     if manifest["left_out_users"]:
-        lines.append(f"{manifest['left_out_users']} users that heads were found on were left out.")
+        left_out = _users(manifest["left_out_users"])
+        lines.append(f"Left out: {left_out} that heads were found on.")
     if strongest := _strongest(evaluation):
         lines.append(
             "The strongest gamma tried was chosen, so that a larger one may do better: "
@@ -113,6 +117,10 @@ def protocol_lines(evaluation: Evaluation) -> list[str]:
     if settings["decide"] == LIKELIHOOD:
         lines.append("Labels were decided on by likelihood, not written.")
     return lines
+
+
+def _users(count: int) -> str:
+    return "1 user" if count == 1 else f"{count} users"
 
 
 def _strongest(evaluation: Evaluation) -> list[str]:
