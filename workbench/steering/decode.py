@@ -134,7 +134,8 @@ def stream(
 
     Yields:
         Every step as it is done. The texts, joined, are `generate`'s text but for spaces at its
-        ends; the end-of-text token is not among them.
+        ends and for a character that the end-of-text token leaves incomplete; that token is not
+        among the steps.
 
     Raises:
         InputError: As `generate` does, when the first step is asked for.
@@ -148,7 +149,8 @@ def stream(
             return
         whole = work.text(tokens, strip=False)
         # A character may take several tokens; until it is whole its place is held by U+FFFD.
-        piece = "" if whole.endswith("\ufffd") else whole[len(shown) :]
+        held = whole.endswith("\ufffd") and len(tokens) < max_new_tokens
+        piece = "" if held else whole[len(shown) :]
         shown += piece
         started = started or bool(piece.strip())
         text = piece if started else ""
