@@ -1,6 +1,7 @@
 """The bench on sizes too small to time: what it says must follow from what it measured."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -312,6 +313,18 @@ def test_rivals_write_what_a_plain_loop_over_a_second_copy_writes(testbed_model)
         assert len(written.steps) == (10 if name == "two passes" else 5)
 
 
+def test_no_end_of_text_token_ends_a_row(testbed_model, monkeypatch):
+    case = steering.Case("testbed-steering", "testbed", testbed_model, Grid(((1, 24),)))
+    prompts = case.prompts(1, 24)
+    (wanted,) = steering.by_the_loop(testbed_model, None, "masked")(prompts, 4).tokens
+    inner = testbed_model.original_model
+    for held in (inner.config, inner.generation_config):
+        monkeypatch.setattr(held, "eos_token_id", wanted[0])
+    monkeypatch.setattr(testbed_model.cfg, "eos_token_id", wanted[0], raising=False)
+    for name, write in steering.methods(case).items():
+        assert len(write(prompts, 4).tokens[0]) == 4, name
+
+
 def test_two_passes_steer_by_the_models_without_the_heads_weights(testbed_model):
     """After the prompt's last token but one, a pass of theirs has the heads' part of W_O zeroed."""
     case = steering.Case("testbed-steering", "testbed", testbed_model, Grid(((1, 24),)))
@@ -449,6 +462,9 @@ def test_a_stored_result_is_printed_within_80_columns(result, tmp_path):
     done = CliRunner().invoke(app, ["bench", "--from", str(stored), "--json", str(again)])
     assert done.exit_code == 0, done.output
     assert max(map(len, done.stdout.splitlines())) <= 80
+    shown = re.findall(r"^│ (.+?) +│", done.stdout, re.MULTILINE)
+    whole = {"two passes / DPS masked", "plain / Hugging Face generate", "8 rows, prompts of 24"}
+    assert whole | set(WAYS) <= set(shown)  # no name is broken into lines
     assert "screened" in done.stdout and "Measured in" in done.stdout
     assert json.loads(again.read_text()) == result
 
