@@ -100,9 +100,9 @@ def transformer_lens(model: TransformerBridge) -> Writer:
     device = str(model.cfg.device)
 
     def write(prompts: Sequence[Prompt], new: int) -> Written:
-        watch = Watch(device)
+        watch, ids = Watch(device), _ids(prompts, device)
         written: Any = model.generate(
-            _ids(prompts, device),
+            ids,
             max_new_tokens=new,
             do_sample=False,
             stop_at_eos=False,
@@ -110,7 +110,7 @@ def transformer_lens(model: TransformerBridge) -> Writer:
             verbose=False,
             stopping_criteria=watch,
         )
-        return Written(written[:, -new:].tolist(), watch.seconds[0], watch.seconds[1:])
+        return Written(written[:, ids.shape[1] :].tolist(), watch.seconds[0], watch.seconds[1:])
 
     return write
 
@@ -120,8 +120,7 @@ def hugging_face(native: PreTrainedModel) -> Writer:
     device = str(native.device)
 
     def write(prompts: Sequence[Prompt], new: int) -> Written:
-        watch = Watch(device)
-        ids = _ids(prompts, device)
+        watch, ids = Watch(device), _ids(prompts, device)
         written: Any = native.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -130,7 +129,7 @@ def hugging_face(native: PreTrainedModel) -> Writer:
             pad_token_id=0,
             stopping_criteria=[watch],
         )
-        return Written(written[:, -new:].tolist(), watch.seconds[0], watch.seconds[1:])
+        return Written(written[:, ids.shape[1] :].tolist(), watch.seconds[0], watch.seconds[1:])
 
     return write
 
