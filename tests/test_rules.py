@@ -106,6 +106,9 @@ def test_the_plausibility_cut_worked_by_hand():
     assert found[0, 3] == -INF
     assert expected[0].argmax() == 3, "without the cut the implausible token would win"
     assert found.argmax() == 2
+    half = torch.tensor([[1.0, 0.5]]).log()
+    kept = joined(half, [share("amplify", [0], half, 1.0)], plausible=0.5).logits
+    assert kept.isfinite().all(), "what has just the share stays in"
     all_in = joined(full, [share("amplify", [0], view, 1.0)]).logits
     assert torch.equal(all_in, expected)
 
@@ -181,6 +184,9 @@ def test_a_limit_of_zero_nats_is_the_plain_model_bit_for_bit():
         found = joined(full, [share("amplify", rows, view, 3.0)], max_kl=0.0)
         assert torch.equal(found.logits, full)
         assert found.kl.tolist() == [0] * 20
+        # A divergence that rounds to 0 is not yet none.
+        weak = joined(full, [share("amplify", rows, view, 1e-4)], max_kl=0.0)
+        assert torch.equal(weak.logits, full)
 
 
 def test_a_cut_that_alone_exceeds_the_limit_leaves_the_row_plain():

@@ -110,6 +110,7 @@ def test_what_can_not_share_a_prefill_says_why(tiny_model, rows, kind, listing):
         assert kind not in SHARES
         assert 'prefill="shared" can\'t be used: ' in str(error)
         assert str(error).endswith('; take "masked"')
+        assert "Error: " not in str(error), "a reason, not what Python says of it"
         listing("No shared prefill", f"{kind}: {str(error)[:120]}")
     else:
         assert kind in SHARES
