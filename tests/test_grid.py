@@ -18,7 +18,7 @@ import workbench as wb
 from workbench import runs
 from workbench.data.tasks import get_task
 from workbench.data.testbed import testbed_path
-from workbench.evaluation import grid, methods, writing
+from workbench.evaluation import grid, methods, record, writing
 from workbench.evaluation.choosing import choose, first_best
 from workbench.evaluation.findings import findings, summarise
 from workbench.evaluation.grid import evaluate
@@ -342,15 +342,15 @@ def test_a_stopped_grid_goes_on_and_gives_the_same_table(
 ):
     settings = replace(SMALL, methods=("cad", "random", "dps"))
     asked, whole, folder = small(scores), tmp_path / "whole", tmp_path / "stopped"
-    monkeypatch.setattr(grid, "LEAST_SHARD", 3)
-    monkeypatch.setattr(grid, "SHARD_WORK", 1)
+    monkeypatch.setattr(record, "LEAST_SHARD", 3)
+    monkeypatch.setattr(record, "SHARD_WORK", 1)
     expected = evaluate(testbed_model, asked, whole, settings, scores=scores, progress=False)
     stop_after(count, monkeypatch)
     with pytest.raises(runs.Stopped, match=f"{count} finished shards are kept"):
         evaluate(testbed_model, asked, folder, settings, scores=scores, progress=False)
     monkeypatch.undo()
-    monkeypatch.setattr(grid, "LEAST_SHARD", 3)
-    monkeypatch.setattr(grid, "SHARD_WORK", 1)
+    monkeypatch.setattr(record, "LEAST_SHARD", 3)
+    monkeypatch.setattr(record, "SHARD_WORK", 1)
     before = files(folder)
     assert len(before) == count + 1  # and the examples
     left = folder / "validation" / TAG / "dps-k1-gamma0.5" / ".00009.parquet.1-2.part"
@@ -565,7 +565,7 @@ def test_answers_that_differ_by_chance_show_no_effect(tmp_path):
     assert "no effect shown: cad" in first
     assert "better:" not in first
     assert "worse:" not in first
-    assert "DPS against random heads: no effect shown" in second
+    assert "DPS against these 3 random sets on average: no effect shown" in second
 
 
 def test_effects_are_called_by_the_side_that_is_better(tmp_path):
@@ -579,8 +579,8 @@ def test_effects_are_called_by_the_side_that_is_better(tmp_path):
     assert "better: dps (-1.000), random (-0.333)" in first
     assert "worse: cad (+1.000)" in first
     assert "LEAKED" in first
-    assert "DPS beats random heads (-0.667" in second
-    assert second.endswith("it beats 2 of 3 random sets.")
+    assert "DPS is better than these 3 random sets on average (-0.667" in second
+    assert second.endswith("it beats 2 of 3, as random heads do with probability 0.50.")
     row = only(rows, method="random", primary=True)
     assert (row["value"], row["seed_min"], row["seed_max"]) == (pytest.approx(2 / 3), 0.0, 1.0)
     assert all(row["leaked"] for row in rows)
@@ -591,8 +591,8 @@ def test_harm_of_random_heads_is_not_called_a_gain_of_dps(tmp_path):
     right, off = ["3"] * 40, ["4"] * 40
     texts = {"plain": right, "dps": right, "random": [off]}
     lines = findings(evaluation_table(made(tmp_path, texts, right, users, task="testbed-rating")))
-    assert "DPS beats random heads" in lines[1]
-    assert lines[1].endswith("random sets; against plain it shows no gain.")
+    assert "DPS is better than these" in lines[1]
+    assert lines[1].endswith("; against plain it shows no gain.")
 
 
 def test_pooled_metrics_of_random_heads_are_means_over_seeds(tmp_path):

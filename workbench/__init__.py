@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from workbench.data.prompts import PromptSettings
     from workbench.data.sources import load_examples
     from workbench.discovery.cluster import RayOptions
+    from workbench.discovery.copying import copy_scores, retrieval_heads
     from workbench.discovery.run import score_heads
     from workbench.discovery.screening import Screen
     from workbench.errors import InputError
+    from workbench.evaluation.grid import evaluate
+    from workbench.evaluation.protocol import ask
+    from workbench.evaluation.results import load_evaluation
+    from workbench.evaluation.settings import GridSettings
+    from workbench.evaluation.summary import evaluation_table
     from workbench.heads import Head, HeadSet
     from workbench.models import load_model
     from workbench.scores import HeadScores
@@ -39,6 +45,7 @@ _HOMES = {
     "DoLa": "workbench.steering.contrast",
     "Entropy": "workbench.steering.contrast",
     "Example": "workbench.data.examples",
+    "GridSettings": "workbench.evaluation.settings",
     "Head": "workbench.heads",
     "HeadScores": "workbench.scores",
     "HeadSet": "workbench.heads",
@@ -48,14 +55,20 @@ _HOMES = {
     "RayOptions": "workbench.discovery.cluster",
     "Sampling": "workbench.steering.loop",
     "Screen": "workbench.discovery.screening",
+    "ask": "workbench.evaluation.protocol",
+    "copy_scores": "workbench.discovery.copying",
     "decide": "workbench.steering.labels",
+    "evaluate": "workbench.evaluation.grid",
+    "evaluation_table": "workbench.evaluation.summary",
     "generate": "workbench.steering.decode",
     "hf_model": "workbench.steering.processor",
     "jaccard": "workbench.analysis.overlap",
+    "load_evaluation": "workbench.evaluation.results",
     "load_examples": "workbench.data.sources",
     "load_lamp": "workbench.data.lamp",
     "load_longlamp": "workbench.data.longlamp",
     "load_model": "workbench.models",
+    "retrieval_heads": "workbench.discovery.copying",
     "score_heads": "workbench.discovery.run",
     "stream": "workbench.steering.decode",
     "sweep_head_count": "workbench.analysis.sweep",
@@ -70,6 +83,7 @@ __all__ = [
     "DoLa",
     "Entropy",
     "Example",
+    "GridSettings",
     "Head",
     "HeadScores",
     "HeadSet",
@@ -79,15 +93,21 @@ __all__ = [
     "RayOptions",
     "Sampling",
     "Screen",
+    "ask",
+    "copy_scores",
     "decide",
+    "evaluate",
+    "evaluation_table",
     "figures",
     "generate",
     "hf_model",
     "jaccard",
+    "load_evaluation",
     "load_examples",
     "load_lamp",
     "load_longlamp",
     "load_model",
+    "retrieval_heads",
     "score_heads",
     "stream",
     "sweep_head_count",

@@ -63,15 +63,23 @@ def _verdict(row: Mapping[str, Any], what: str, p: float | None) -> str:
 
 
 def _over_random(row: Mapping[str, Any]) -> str:
+    """DPS against the random sets that were drawn.
+
+    p is over users, for these very sets: it says nothing of how others would do. The rank among
+    them does: heads no better than random ones beat all of n sets once in n + 1.
+    """
     verdict = _verdict(row, "over_random", row["over_random_p"])
-    words = {"better": "beats", "worse": "is worse than"}.get(verdict)
-    says = f"DPS {words} random heads" if words else "DPS against random heads: no effect shown"
+    words = {"better": "is better", "worse": "is worse"}.get(verdict)
+    count, beaten = row["seeds"], row["beaten"]
+    sets = f"these {count} random sets on average"
+    says = f"DPS {words} than {sets}" if words else f"DPS against {sets}: no effect shown"
     gain = _verdict(row, "difference", row["p_holm"])
     # Random heads may do harm, which is not the same as DPS doing good.
     damage = "" if verdict != "better" or gain == "better" else "; against plain it shows no gain"
     return (
         f"{row['task']}{_mark(row)}: {says} ({row['over_random']:+.3f}{_span(row)}); it beats "
-        f"{row['beaten']} of {row['seeds']} random sets{damage}."
+        f"{beaten} of {count}, as random heads do with probability "
+        f"{(count + 1 - beaten) / (count + 1):.2f}{damage}."
     )
 
 

@@ -12,41 +12,32 @@ All methods see the same prompts: the same retrieval and the same truncation.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from workbench import runs, tables
 from workbench.data.examples import Example
-from workbench.data.prompts import Prompt, build_prompts, truncation
-from workbench.data.tasks import get_task
+from workbench.data.prompts import Prompt, build_prompts
 from workbench.discovery import cluster
 from workbench.discovery.cluster import RayOptions
 from workbench.discovery.copying import copy_scores
 from workbench.discovery.crew import Crew
-from workbench.discovery.run import PACKAGES
 from workbench.errors import InputError
 from workbench.evaluation import methods as ways
 from workbench.evaluation.choosing import Choice, choose
 from workbench.evaluation.methods import Candidate
 from workbench.evaluation.protocol import Asked, check_model
+from workbench.evaluation.record import manifest_of, write_examples
 from workbench.evaluation.results import (
     CHOICES,
-    EXAMPLE,
-    EXAMPLES,
-    FORMAT,
     Evaluation,
     load_evaluation,
     stage,
-    write_rows,
 )
 from workbench.evaluation.settings import GridSettings, check_scores, head_sets
 from workbench.evaluation.writing import (
@@ -60,15 +51,13 @@ from workbench.evaluation.writing import (
     kept,
 )
 from workbench.heads import HeadSet, all_heads, random_matched, rank, read_head_scores
-from workbench.models import context_length, describe, heads_per_layer
+from workbench.models import context_length, heads_per_layer
 from workbench.scores import HeadScores
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 RETRIEVAL = "retrieval-heads.json"
-# Examples a shard of a small model: one of 32 heads takes about a second for them.
-SHARD_WORK, LEAST_SHARD = 16384, 64
 
 
 def evaluate(
@@ -118,7 +107,7 @@ def evaluate(
     counts = settings.head_counts(sum(heads_per_layer(model)))
     sets = head_sets(scores, names, counts) if scores is not None and settings.on_heads else {}
     prompts = {name: _prompts(model, settings, part) for name, part in _groups(asked).items()}
-    manifest = _manifest(model, settings, asked, prompts, sets, retrieval)
+    manifest = manifest_of(model, settings, asked, prompts, sets, retrieval)
     manifest["heads_from"] = heads_from if settings.on_heads else None
     try:
         with ExitStack() as stack:
@@ -126,7 +115,7 @@ def evaluate(
             stop = stack.enter_context(runs.stoppable())
             runs.start(folder, manifest)
             clear_parts(folder)
-            _write_examples(folder, prompts["test"], asked.leaked)
+            write_examples(folder, prompts["test"], asked.leaked)
             worker = _worker(model, _job(settings), ray, stack)
             bar = stack.enter_context(tqdm(unit=" answers", disable=not progress))
             writer = Writer(folder, manifest["settings"]["shard_examples"], stop, bar)
@@ -349,69 +338,3 @@ class _Grid:
 
 def _method(name: str) -> str:
     return ways.RANDOM if name.startswith(f"{ways.RANDOM}-") else name
-
-
-def _write_examples(folder: Path, prompts: Sequence[Prompt], leaked: frozenset[str]) -> None:
-    path, rows = folder / EXAMPLES, []
-    if path.exists():
-        return  # of these very prompts: their digest is among the run's settings
-    for prompt in prompts:
-        example, task = prompt.example, get_task(prompt.example.task)
-        rows.append(
-            {
-                "example": example.name,
-                "user": example.user,
-                "task": example.task,
-                "query": example.query,
-                "target": example.target,
-                "profile": [task.item.format(**example.profile[i]) for i in prompt.shown],
-                "style": json.dumps(dict(example.style)),
-                "leaked": example.name in leaked,
-            }
-        )
-    write_rows(rows, EXAMPLE, path)
-
-
-def _manifest(
-    model: TransformerBridge,
-    settings: GridSettings,
-    asked: Asked,
-    prompts: Mapping[str, Sequence[Prompt]],
-    sets: Mapping[str, Mapping[int, HeadSet]],
-    retrieval: HeadSet | None,
-) -> dict[str, Any]:
-    described = describe(model)
-    heads = sum(described["heads_per_layer"])
-    kept_settings = asdict(settings)
-    del kept_settings["batch_tokens"]
-    chosen_from = {
-        task: {str(k): [str(h) for h in found] for k, found in by_k.items()}
-        for task, by_k in sets.items()
-    }
-    users = {name: len({p.example.user for p in group}) for name, group in prompts.items()}
-    return {
-        "format": FORMAT,
-        "settings": {
-            **described,
-            **kept_settings,
-            "k": settings.head_counts(heads),
-            "tasks": list(dict.fromkeys(example.task for example in asked.test)),
-            "splits": {"validation": asked.validation_split, "test": asked.split},
-            "heads": chosen_from,
-            "retrieval": None if retrieval is None else [str(head) for head in retrieval],
-            "data_sha256": {
-                name: runs.digest([(p.example.name, p.example.user, p.ids) for p in group])
-                for name, group in prompts.items()
-            },
-            "same_examples": asked.same_examples,
-            "leaked": sorted(asked.leaked),
-            "shard_examples": max(LEAST_SHARD, SHARD_WORK // heads),
-        },
-        "users": users,
-        "examples": {name: len(group) for name, group in prompts.items()},
-        "left_out_users": asked.left_out,
-        "truncation": {name: truncation(group) for name, group in prompts.items()},
-        "command": " ".join(sys.argv),
-        "versions": {name: version(name) for name in PACKAGES},
-        "threads": torch.get_num_threads(),
-    }
