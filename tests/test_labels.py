@@ -126,15 +126,20 @@ def test_batches_do_not_change_decisions_and_tasks_may_be_mixed(testbed_model, b
         assert dict(one.log_probs) == pytest.approx(dict(other.log_probs), abs=ROUNDING)
 
 
-def test_a_cut_leaves_labels_out(tiny_model, movies):
+def test_a_cut_leaves_labels_out_and_where_it_leaves_none_the_plain_model_decides(
+    tiny_model, movies
+):
     model = tiny_model("llama")
-    (decision,) = decide(model, movies[:1], DoLa((1,), plausible=0.9))
-    assert (
-        decision.ties
-        == sum(v == max(decision.log_probs.values()) for v in decision.log_probs.values()) - 1
-    )
-    assert -float("inf") in decision.log_probs.values()
-    assert all(v > -float("inf") for v in decision.plain.values())
+    plain = decide(model, movies)
+    decisions = decide(model, movies, DoLa((1,), plausible=0.9))
+    for decision, before in zip(decisions, plain, strict=True):
+        assert set(decision.log_probs.values()) == {-float("inf")}
+        assert decision.ties == len(TAGS) - 1
+        assert decision.label == before.label
+    assert plain[0].label != TAGS[0], "or the first of the list could have been taken"
+    some = decide(model, movies, DoLa((1,), plausible=0.01))
+    ruled = [sum(v == -float("inf") for v in one.log_probs.values()) for one in some]
+    assert any(0 < count < len(TAGS) for count in ruled)
 
 
 def test_a_label_that_begins_another_is_refused_by_name(tiny_model, movies, monkeypatch):

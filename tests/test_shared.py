@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, SLIDING, write_model
 from loops import bare_prompts_of, behind, check_answer, prompts_of, without
 from plain import plain_copy
 
 import workbench as wb
 from workbench.errors import InputError
 from workbench.heads import Head, HeadSet, all_heads
-from workbench.models import heads_per_layer
+from workbench.models import heads_per_layer, load_model
 from workbench.steering.contrast import CAD, DPS, Ablated, DeCoRe, Entropy
 from workbench.steering.decode import generate
 from workbench.steering.engines import open_engine
@@ -114,6 +114,27 @@ def test_what_can_not_share_a_prefill_says_why(tiny_model, rows, kind, listing):
         listing("No shared prefill", f"{kind}: {str(error)[:120]}")
     else:
         assert kind in SHARES
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("config", ["MistralConfig", "Gemma2Config"])
+def test_a_window_longer_than_the_prompts_does_no_harm(tmp_path, rows, config, monkeypatch):
+    import transformers as hf
+
+    options = SLIDING | {"sliding_window": 200}
+
+    def build(vocab_size):
+        configured = getattr(hf, config)(vocab_size=vocab_size, **options)
+        return hf.AutoModelForCausalLM.from_config(configured)
+
+    monkeypatch.setitem(ARCHITECTURES, "windowed", build)
+    write_model("windowed", tmp_path)
+    model = load_model(tmp_path, device="cpu")
+    twin, shape = plain_copy(model), heads_per_layer(model)
+    answers = generate(model, rows, DPS(HEADS, 0.7), max_new_tokens=NEW, prefill="shared")
+    for prompt, answer in zip(prompts_of(model, rows, NEW), answers, strict=True):
+        logits = joined(twin, shape, DPS(HEADS, 0.7), prompt.ids, (), answer.tokens)
+        check_answer(answer, *logits, end_tokens(model))
 
 
 @pytest.mark.parametrize("contrast", [None, CAD(0.5), DPS(HEADS, 0.0)])

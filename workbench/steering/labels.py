@@ -36,7 +36,8 @@ class Decision:
 
     Attributes:
         example: Whose.
-        label: The likeliest under the joined distribution; the task's order breaks ties.
+        label: The likeliest under the joined distribution. The plain model's likelihood breaks ties
+            (a plausibility cut may rule out every label), then the task's order.
         log_probs: Log-probability of each label under it, in nats, summed over its tokens.
         plain: The same under the plain model.
         kl: By how many nats the first token's distribution was moved.
@@ -189,12 +190,7 @@ def _decision(
     kl: float,
 ) -> Decision:
     scores = {name: joined[row, ids] for name, ids in labels.items()}
-    best = max(scores, key=lambda name: scores[name])
-    return Decision(
-        example,
-        best,
-        scores,
-        {name: plain[row, ids] for name, ids in labels.items()},
-        kl,
-        sum(score == scores[best] for score in scores.values()) - 1,
-    )
+    unmoved = {name: plain[row, ids] for name, ids in labels.items()}
+    best = max(scores, key=lambda name: (scores[name], unmoved[name]))
+    ties = sum(score == scores[best] for score in scores.values()) - 1
+    return Decision(example, best, scores, unmoved, kl, ties)
