@@ -30,7 +30,7 @@ ROUNDING = 1e-5
 # What can't be run the fastest way, and the way that is left.
 SLOWER = {
     "bloom": "replay, eager attention",  # ALiBi in its own attention code
-    "falcon": "replay, eager attention",  # no function of ours is let into its attention
+    "falcon": "replay, PyTorch's attention",  # no function of ours is let into its own
     "falcon_h1": "replay, last block whole",  # a Mamba beside the last block's attention
 }
 

@@ -86,7 +86,6 @@ def own_modules(model: TransformerBridge) -> PreTrainedModel:
     Its attention is torch's kernel; no end-of-text token stops it.
     """
     native: Any = build_twin(model, "sdpa")
-    native.config.output_attentions = False  # as checkpoints have it; the bridge switches it on
     native.generation_config = GenerationConfig()
     return native
 

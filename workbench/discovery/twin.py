@@ -65,6 +65,7 @@ def build_twin(model: TransformerBridge, attention: str) -> nn.Module:
     """
     original = model.original_model
     config = copy.deepcopy(original.config)
+    config.output_attentions = False  # as checkpoints have it; the bridge switches it on
     try:
         with torch.device("meta"):
             twin = type(original)._from_config(config, attn_implementation=attention)

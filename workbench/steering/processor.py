@@ -41,6 +41,9 @@ def hf_model(model: TransformerBridge) -> Any:
     config = getattr(model.original_model, "generation_config", None)
     if config is not None:
         twin.generation_config = copy.deepcopy(config)
+        # As checkpoints have them; the bridge switches them on.
+        twin.generation_config.output_attentions = False
+        twin.generation_config.return_dict_in_generate = False
     return twin
 
 
