@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import ARCHITECTURES, WINDOW, write_model
-from loops import behind, check_answer, gated, prompts_of
+from loops import ROUNDING, behind, check_answer, gated, prompts_of
 from plain import plain_copy
 
 import workbench as wb
@@ -16,6 +16,7 @@ from workbench.models import heads_per_layer, load_model
 from workbench.steering.contrast import DPS, Ablated, DeCoRe, Entropy
 from workbench.steering.decode import generate
 from workbench.steering.engines import open_engine
+from workbench.steering.layout import Layout
 from workbench.steering.loop import end_tokens
 
 NEW = 6
@@ -121,3 +122,28 @@ def test_biases_by_head_are_not_taken_for_rows(tmp_path, rows, monkeypatch):
     for count in (3, 4, 5):
         found = generate(model, rows[:count], contrast, max_new_tokens=4)
         assert [answer.tokens for answer in found] == alone[:count]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["llama", "jamba", "bloom"])
+def test_the_lowest_gated_heads_row_may_leave_before_the_others(tiny_model, kind):
+    # What was read with views apart from block 0 on goes on so, also when no head there is gated.
+    model = tiny_model(kind)
+    shape, twin = heads_per_layer(model), plain_copy(model)
+    low, high = (HeadSet((head(all_heads(shape)),)) for head in (min, max))
+    sets = [low, high, None, high]
+    prompts = [tuple(range(3 + n, 25 + 5 * n)) for n in range(4)]
+    contrasts = [None if heads is None else DPS(heads) for heads in sets]
+    session = open_engine(model).session(prompts, Layout.of(contrasts, shape), 4)
+    session.start()
+    rows, new = [0, 1, 2, 3], [[], [], [], []]
+    for kept in ([3, 1, 2], [1, 2, 1], [2, 1], [1]):  # the last is plain
+        session.select(kept)
+        rows, new = [rows[at] for at in kept], [[*new[at], 7 + at] for at in kept]
+        views = session.step(torch.tensor([ids[-1] for ids in new]))
+        for at, row in enumerate(rows):
+            full = behind(twin, prompts[row], new[at])[-1]
+            torch.testing.assert_close(views.full[at], full, atol=ROUNDING, rtol=0)
+        for at, place in enumerate(session.layout.gated):
+            view = gated(twin, sets[rows[place]], shape, prompts[rows[place]], new[place])[-1]
+            torch.testing.assert_close(views.gated[at], view, atol=ROUNDING, rtol=0)
