@@ -71,7 +71,7 @@ def _over_random(row: Mapping[str, Any]) -> str:
     verdict = _verdict(row, "over_random", row["over_random_p"])
     words = {"better": "is better", "worse": "is worse"}.get(verdict)
     count, beaten = row["seeds"], row["beaten"]
-    sets = f"these {count} random sets on average"
+    sets = f"these {count} random sets on average" if count > 1 else "this random set"
     says = f"DPS {words} than {sets}" if words else f"DPS against {sets}: no effect shown"
     gain = _verdict(row, "difference", row["p_holm"])
     # Random heads may do harm, which is not the same as DPS doing good.
