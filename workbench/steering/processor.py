@@ -37,7 +37,7 @@ def hf_model(model: TransformerBridge) -> Any:
     Raises:
         InputError: Its class can't be built or run as it is.
     """
-    twin = _native(model).twin
+    twin: Any = _native(model).twin
     config = getattr(model.original_model, "generation_config", None)
     if config is not None:
         twin.generation_config = copy.deepcopy(config)
