@@ -36,26 +36,39 @@ def with_bench(text: str, result: Mapping[str, Any]) -> str:
     return _between(text, BENCH, "\n\n".join(table.markdown() for table in bench_tables(result)))
 
 
-def with_evaluation(text: str, path: Path) -> str:
-    """The text with the tables of an evaluation between its markers.
+def with_evaluation(text: str, path: Path, shared: Path) -> str:
+    """The text with the tables of two evaluations between its markers.
 
     Args:
         text: With the markers.
         path: What `workbench evaluate --json` printed.
+        shared: The same of a run with `--prefill shared`.
 
     Raises:
-        InputError: The file is missing or holds no evaluation, or the text lacks the markers.
+        InputError: A file is missing or holds no evaluation, or the text lacks the markers.
+    """
+    body = [
+        evaluation_tables(path),
+        '**The same with `prefill="shared"`**: the second view starts from the plain cache.',
+        evaluation_tables(shared),
+    ]
+    return _between(text, EVALUATION, "\n\n".join(body))
+
+
+def evaluation_tables(path: Path) -> str:
+    """A table a task, the findings in words, and how they came about, as Markdown.
+
+    Raises:
+        InputError: The file is missing or holds no evaluation.
     """
     found = runs.read_json(path)
     try:
-        body = evaluation_tables(found)
+        return _evaluation(found)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not what `workbench evaluate --json` prints") from error
-    return _between(text, EVALUATION, body)
 
 
-def evaluation_tables(found: Mapping[str, Any]) -> str:
-    """A table a task, the findings in words, and how they came about, as Markdown."""
+def _evaluation(found: Mapping[str, Any]) -> str:
     primary = [row for row in found["rows"] if row["primary"]]
     parts = []
     for task in dict.fromkeys(row["task"] for row in primary):

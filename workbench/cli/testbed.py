@@ -10,7 +10,8 @@ import typer
 
 from workbench.cli.options import Json
 
-EVALUATION = "evaluation.json"  # what `workbench evaluate --json` printed
+# What `workbench evaluate --json` printed, with each prefill.
+EVALUATIONS = ("evaluation.json", "evaluation-shared.json")
 testbed_app = typer.Typer(help="The built-in testbed: make it again, and measure it.")
 
 
@@ -116,7 +117,7 @@ def table(
         old = readme.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{readme}: no such file") from None
-    new = with_evaluation(with_tables(old, results), results / EVALUATION)
+    new = with_evaluation(with_tables(old, results), *(results / name for name in EVALUATIONS))
     if check and new != old:
         raise InputError(f"{readme}: the tables are not those of {results}; run `testbed table`")
     if not check:
