@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import workbench as wb
 from workbench.errors import InputError
 from workbench.heads import Head, HeadSet
 from workbench.steering.contrast import (
@@ -183,3 +184,11 @@ def test_rows_taken_in_any_order_and_twice_join_as_before():
         assert torch.equal(found.logits, whole[examples])
         again, *_ = part.select(range(len(examples)))
         assert again.uses == part.uses
+
+
+def test_heads_are_checked_whatever_the_strength(testbed_model):
+    example = wb.load_examples("testbed", "validation", users=1)[0]
+    nowhere = HeadSet((Head(9, 0),))
+    for contrast in (wb.DPS(nowhere, 0.0), wb.DPS(nowhere, 0.0) + wb.CAD(0.0), wb.Ablated(nowhere)):
+        with pytest.raises(wb.InputError, match="L9H0 is not a head of this model"):
+            wb.generate(testbed_model, example, contrast)

@@ -168,3 +168,10 @@ def test_label_tokens_are_those_of_the_target_behind_a_prompt(tiny_model, movies
 
 def test_no_examples_are_no_decisions(testbed_model):
     assert decide(testbed_model, []) == []
+
+
+def test_labels_spelled_otherwise_behind_another_prompt_are_refused(tiny_model):
+    tags = [e for e in wb.load_examples("testbed", "validation", users=2) if "tag" in e.task][:2]
+    spaced = [tags[0], replace(tags[1], query=tags[1].query + " ")]
+    with pytest.raises(InputError, match=f"{tags[1].name}: behind this prompt the labels have"):
+        decide(tiny_model("llama"), spaced)

@@ -122,14 +122,20 @@ class Contrast:
         """Whether the contrast changes anything; if not, no second view is computed."""
         return len(self.terms) > 0
 
+    @property
+    def head_sets(self) -> tuple[HeadSet, ...]:
+        """The heads that views go without, whatever the strength."""
+        return ()
+
     def check(self, heads_per_layer: Sequence[int]) -> None:
         """Refuse heads or layers that a model doesn't have.
 
         Raises:
             InputError: A head or layer is outside the model.
         """
+        for heads in self.head_sets:
+            heads.check(heads_per_layer)
         for term in self.terms:
-            term.heads.check(heads_per_layer)
             if term.where == "layers":
                 candidate_layers(term.layers, len(heads_per_layer), False)
 
@@ -167,6 +173,11 @@ class DPS(Contrast):
         super().__post_init__()
         if not isinstance(self.gamma, Entropy):
             _check_strength("gamma", self.gamma)
+
+    @property
+    def head_sets(self) -> tuple[HeadSet, ...]:
+        """Its own."""
+        return (self.heads,)
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -278,6 +289,11 @@ class Ablated(Contrast):
     heads: HeadSet
 
     @property
+    def head_sets(self) -> tuple[HeadSet, ...]:
+        """Its own."""
+        return (self.heads,)
+
+    @property
     def terms(self) -> tuple[Term, ...]:
         """The model without the heads."""
         return (Term("replace", "heads", heads=self.heads),) if len(self.heads) else ()
@@ -306,6 +322,11 @@ class Sum(Contrast):
         limits = [one.max_kl for one in every if one.max_kl is not None]
         object.__setattr__(self, "plausible", max(one.plausible for one in every))
         object.__setattr__(self, "max_kl", min(limits, default=None))
+
+    @property
+    def head_sets(self) -> tuple[HeadSet, ...]:
+        """Those of all parts."""
+        return tuple(heads for part in self.parts for heads in part.head_sets)
 
     @property
     def terms(self) -> tuple[Term, ...]:

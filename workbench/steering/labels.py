@@ -93,6 +93,7 @@ def decide(
             longest = max(map(len, labels.values()))
             given: list[Contrast | None] = [contrasts[i] for i in places]
             work = Work(model, asked, given, longest, prompt)
+            _check_spelling(work, labels)
             copies = len(labels) if longest > 1 else 1
             for positions in work.batches(batch_tokens, copies):
                 found = _decide(work, positions, labels, prefill)
@@ -128,6 +129,18 @@ def label_tokens(
                     "(--decide generate)"
                 )
     return labels
+
+
+def _check_spelling(work: Work, labels: Mapping[str, Tokens]) -> None:
+    """Labels are spelled once a task; a prompt that ends otherwise may spell them otherwise."""
+    for prompt in work.prompts:
+        spelled = labels.get(prompt.example.target, prompt.target_ids)
+        if spelled != prompt.target_ids:
+            raise InputError(
+                f"{prompt.example.name}: behind this prompt the labels have other tokens than "
+                f"behind that of {work.prompts[0].example.name}; let the answers be written "
+                "(--decide generate)"
+            )
 
 
 @torch.inference_mode()

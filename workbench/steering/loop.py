@@ -82,7 +82,7 @@ class Generation:
 
 
 def contrasts_of(examples: Sequence[Example], contrast: Contrasts) -> list[Contrast | None]:
-    """One contrast an example; None where it changes nothing and needs no second view.
+    """One contrast an example.
 
     Raises:
         InputError: A user has none, or there are more or fewer than examples.
@@ -93,14 +93,12 @@ def contrasts_of(examples: Sequence[Example], contrast: Contrasts) -> list[Contr
                 raise InputError(
                     f"no contrast for user {example.user}; give one, or an empty head set"
                 )
-        given: list[Contrast | None] = [contrast[example.user] for example in examples]
-    elif isinstance(contrast, Sequence):
-        given = list(contrast)
-        if len(given) != len(examples):
-            raise InputError(f"{len(given)} contrasts for {len(examples)} examples")
-    else:
-        given = [contrast] * len(examples)
-    return [one if one is not None and one.active else None for one in given]
+        return [contrast[example.user] for example in examples]
+    if isinstance(contrast, Sequence):
+        if len(contrast) != len(examples):
+            raise InputError(f"{len(contrast)} contrasts for {len(examples)} examples")
+        return list(contrast)
+    return [contrast] * len(examples)
 
 
 def end_tokens(model: TransformerBridge) -> set[int]:
