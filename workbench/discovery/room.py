@@ -31,6 +31,15 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that tensors on a device may still take."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    # torch keeps the memory of freed tensors, and the driver counts it as taken.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
 def tokens_that_fit(model: TransformerBridge) -> int:
     """Most tokens for a pass, padding counted.
 
@@ -40,10 +49,7 @@ def tokens_that_fit(model: TransformerBridge) -> int:
     """
     config = model.cfg
     device = torch.device(config.device)
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
+    free = free_memory(device)
     mlp = getattr(config, "d_mlp", None) or 4 * config.d_model
     values = 12 * config.d_model + 3 * mlp + 3 * config.n_layers * config.d_model
     fits = int(SHARE * free / (values * config.dtype.itemsize))

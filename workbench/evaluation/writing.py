@@ -28,6 +28,8 @@ from workbench.steering.contrast import Contrast
 from workbench.steering.decode import Generation, generate
 from workbench.steering.labels import Decision, decide
 from workbench.steering.native import Prefill
+from workbench.steering.prompts import PromptCache
+from workbench.steering.room import BatchTooLargeError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -59,11 +61,13 @@ class Piece:
 
     Attributes:
         index: Its place in the queue.
+        cell: Stage of the cell that it is a part of.
         examples: What is answered.
         contrast: With what; None for the plain model.
     """
 
     index: int
+    cell: str
     examples: Sequence[Example]
     contrast: Contrast | None
 
@@ -77,14 +81,14 @@ class AnswerJob:
         prefill: See `generate`.
         max_new_tokens: Limit of new tokens.
         prompt: How prompts are built.
-        batch_tokens: Most tokens kept at a time.
+        batch_tokens: Most tokens kept at a time; None for what the memory at hand allows.
     """
 
     by_likelihood: bool
     prefill: Prefill
     max_new_tokens: int
     prompt: PromptSettings
-    batch_tokens: int
+    batch_tokens: int | None
 
     def open(self, model: TransformerBridge) -> Answerer:
         """What answers with a model; a worker of `discovery.crew` calls it."""
@@ -92,42 +96,60 @@ class AnswerJob:
 
 
 class Answerer:
-    """Answers pieces with a model."""
+    """Answers pieces with a model.
+
+    An example's prompts are built once, with its profile and without, whatever the number of cells.
+
+    Attributes:
+        batch_tokens: As the job's, or less since memory ran out.
+        failed: Stage of a cell -> why its contrast can't be used; the rest of it isn't tried.
+    """
 
     def __init__(self, model: TransformerBridge, job: AnswerJob) -> None:
         self.model = model
         self.job = job
         self.batch_tokens = job.batch_tokens
+        self.prompts = PromptCache(model)
+        self.failed: dict[str, str] = {}
 
     def __call__(self, piece: Piece, tick: Tick) -> pa.Table:
         """One piece's rows; without rows, and with the reason, where a contrast can't be used.
 
+        That is so, too, where a single example with the contrast's views doesn't fit into memory.
+
         Raises:
-            InputError: The plain model itself can't answer, or one example alone doesn't fit into
-                memory.
+            InputError: The plain model itself can't answer.
         """
         try:
-            rows = self._rows(piece)
+            if piece.cell not in self.failed:
+                return pa.Table.from_pylist(self._rows(piece), schema=ANSWER)
         except InputError as error:
             if piece.contrast is None:
                 raise
-            return pa.Table.from_pylist([], ANSWER.with_metadata({FAILED: str(error)}))
+            self.failed[piece.cell] = str(error)
         finally:
             tick(len(piece.examples))
-        return pa.Table.from_pylist(rows, schema=ANSWER)
+        return pa.Table.from_pylist([], ANSWER.with_metadata({FAILED: self.failed[piece.cell]}))
 
     def _rows(self, piece: Piece) -> list[dict[str, Any]]:
-        """Memory that runs out is answered with passes of half the size."""
-        least = self.job.prompt.answer_tokens
+        """Memory that runs out is answered with batches of half the size."""
         while True:
             try:
                 return self._answer(piece)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.batch_tokens <= least:
+                if not is_out_of_memory(error):
                     raise
+                self._shrink(error)
+            # Not before: until here the error holds what the batch did.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.batch_tokens //= 2
+
+    def _shrink(self, error: Exception) -> None:
+        # Most batches are smaller than the limit; half of the limit may be the same batch again.
+        held = error.tokens if isinstance(error, BatchTooLargeError) else self.batch_tokens
+        if held is None or held < 2:  # it ran out before there was a batch
+            raise error
+        self.batch_tokens = min(held, self.batch_tokens or held) // 2
 
     def _answer(self, piece: Piece) -> list[dict[str, Any]]:
         job, asked = self.job, list(piece.examples)
@@ -139,6 +161,7 @@ class Answerer:
                 prompt=job.prompt,
                 prefill=job.prefill,
                 batch_tokens=self.batch_tokens,
+                prompts=self.prompts,
             )
             return [decided(decision) for decision in decisions]
         answers = generate(
@@ -149,6 +172,7 @@ class Answerer:
             prompt=job.prompt,
             prefill=job.prefill,
             batch_tokens=self.batch_tokens,
+            prompts=self.prompts,
         )
         return [written(answer) for answer in answers]
 
@@ -231,7 +255,7 @@ class Writer:
                 if self._is_there(cell, number, part):
                     self.bar.update(len(part))
                 else:
-                    piece = Piece(len(todo), part, cell.candidate.contrast)
+                    piece = Piece(len(todo), cell.stage, part, cell.candidate.contrast)
                     todo.append((cell, number, piece))
         for index, table in worker([piece for _, _, piece in todo], self.bar.update):
             cell, number, _ = todo[index]

@@ -13,6 +13,8 @@ from workbench.data.prompts import PromptSettings
 from workbench.steering.contrast import Contrast
 from workbench.steering.loop import Contrasts, Generation, Loop, Sampling, Work
 from workbench.steering.native import Prefill
+from workbench.steering.prompts import PromptCache
+from workbench.steering.room import batch_in_memory
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -45,7 +47,8 @@ def generate(
     sampling: Sampling | None = ...,
     prompt: PromptSettings | None = ...,
     prefill: Prefill = ...,
-    batch_tokens: int = ...,
+    batch_tokens: int | None = ...,
+    prompts: PromptCache | None = ...,
     progress: bool = ...,
 ) -> Generation: ...
 
@@ -60,7 +63,8 @@ def generate(
     sampling: Sampling | None = ...,
     prompt: PromptSettings | None = ...,
     prefill: Prefill = ...,
-    batch_tokens: int = ...,
+    batch_tokens: int | None = ...,
+    prompts: PromptCache | None = ...,
     progress: bool = ...,
 ) -> list[Generation]: ...
 
@@ -74,7 +78,8 @@ def generate(
     sampling: Sampling | None = None,
     prompt: PromptSettings | None = None,
     prefill: Prefill = "masked",
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
+    prompts: PromptCache | None = None,
     progress: bool = False,
 ) -> Generation | list[Generation]:
     """Write an answer for every example, plain or contrasted.
@@ -92,7 +97,9 @@ def generate(
             them, too. `shared`, the released code's: it starts from the plain model's cache of
             the prompt, up to the prompt's last token. Half the prefill, and another method.
         batch_tokens: Most tokens kept at a time: rows, further views counted, times prompt and
-            new tokens. Lower it when memory is short.
+            new tokens. By default what the memory at hand allows.
+        prompts: Prompts of this model that were built before, for calls that ask the same
+            examples again; those that are missing are built and added.
         progress: Show a bar on the terminal.
 
     Returns:
@@ -100,22 +107,25 @@ def generate(
 
     Raises:
         InputError: A head or layer is outside the model, a user has no contrast, a prompt leaves
-            no room, the model can't share a prefill, or the logits hold NaN.
+            no room, the model can't share a prefill, the logits hold NaN, or memory runs out
+            with a single example.
+        BatchTooLargeError: Memory runs out with several; a smaller `batch_tokens` may do.
 
     Source:
         Section 4 of the paper. The released code runs one row at a time, two passes in a row,
         from copies of one unmasked cache.
     """
     asked = [examples] if isinstance(examples, Example) else list(examples)
-    work = Work(model, asked, contrast, max_new_tokens, prompt)
+    work = Work(model, asked, contrast, max_new_tokens, prompt, prompts)
     written: dict[int, Generation] = {}
     with tqdm(total=len(asked), desc="writing", unit="ex", disable=not progress) as bar:
-        for positions in work.batches(batch_tokens):
-            loop = Loop(work, positions, sampling or Sampling(), prefill)
-            for _ in loop.steps():
-                pass
-            written.update(zip(positions, loop.generations(), strict=True))
-            bar.update(len(positions))
+        for batch in work.batches(batch_tokens):
+            loop = Loop(work, batch.positions, sampling or Sampling(), prefill)
+            with batch_in_memory(work.names(batch.positions), batch.tokens):
+                for _ in loop.steps():
+                    pass
+            written.update(zip(batch.positions, loop.generations(), strict=True))
+            bar.update(len(batch.positions))
     answers = [written[i] for i in range(len(asked))]
     return answers[0] if isinstance(examples, Example) else answers
 
@@ -129,6 +139,7 @@ def stream(
     sampling: Sampling | None = None,
     prompt: PromptSettings | None = None,
     prefill: Prefill = "masked",
+    prompts: PromptCache | None = None,
 ) -> Iterator[Written]:
     """Write an answer token by token; the arguments are those of `generate`.
 
@@ -140,7 +151,7 @@ def stream(
     Raises:
         InputError: As `generate` does, when the first step is asked for.
     """
-    work = Work(model, [example], contrast, max_new_tokens, prompt)
+    work = Work(model, [example], contrast, max_new_tokens, prompt, prompts)
     loop = Loop(work, [0], sampling or Sampling(), prefill)
     shown, started = "", False
     for _ in loop.steps():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,11 +24,11 @@ from workbench.steering.contrast import Contrast
 from workbench.steering.engines import open_engine
 from workbench.steering.loop import Contrasts, Work, contrasts_of, refuse_nan
 from workbench.steering.native import Prefill
+from workbench.steering.prompts import PromptCache, Tokens
+from workbench.steering.room import batch_in_memory
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def decide(
     *,
     prompt: PromptSettings | None = None,
     prefill: Prefill = "masked",
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
+    prompts: PromptCache | None = None,
     progress: bool = False,
 ) -> list[Decision]:
     """Decide every example by the likelihood of its task's labels.
@@ -73,17 +75,22 @@ def decide(
         contrast: As `generate` takes it.
         prompt: How prompts are built.
         prefill: As `generate` takes it.
-        batch_tokens: Most tokens kept at a time.
+        batch_tokens: As `generate` takes it; an example counts as often as it has rows at the step
+            at which most labels go on.
+        prompts: As `generate` takes it.
         progress: Show a bar on the terminal.
 
     Raises:
         InputError: A task has no labels, or one label's tokens begin another's, so that their
             likelihoods can't be compared; or what `generate` refuses.
+        BatchTooLargeError: As `generate` does.
     """
+    kept = PromptCache(model) if prompts is None else prompts
     answers: dict[int, Decision] = {}
     contrasts = contrasts_of(examples, contrast)
+    firsts = {example.task: example for example in reversed(examples)}
     sets = {
-        task: label_tokens(model, next(e for e in examples if e.task == task), prompt)
+        task: kept.labels(task, prompt, partial(label_tokens, model, firsts[task], prompt))
         for task in dict.fromkeys(example.task for example in examples)
     }
     with tqdm(total=len(examples), desc="deciding", unit="ex", disable=not progress) as bar:
@@ -92,13 +99,14 @@ def decide(
             asked = [examples[i] for i in places]
             longest = max(map(len, labels.values()))
             given: list[Contrast | None] = [contrasts[i] for i in places]
-            work = Work(model, asked, given, longest, prompt)
+            work = Work(model, asked, given, longest, prompt, kept)
             _check_spelling(work, labels)
-            copies = len(labels) if longest > 1 else 1
-            for positions in work.batches(batch_tokens, copies):
-                found = _decide(work, positions, labels, prefill)
-                answers.update((places[i], one) for i, one in zip(positions, found, strict=True))
-                bar.update(len(positions))
+            for batch in work.batches(batch_tokens, _most_rows(labels)):
+                at = batch.positions
+                with batch_in_memory(work.names(at), batch.tokens):
+                    found = _decide(work, at, labels, prefill)
+                answers.update((places[i], one) for i, one in zip(at, found, strict=True))
+                bar.update(len(at))
     return [answers[i] for i in range(len(examples))]
 
 
@@ -138,9 +146,15 @@ def _check_spelling(work: Work, labels: Mapping[str, Tokens]) -> None:
         if spelled != prompt.target_ids:
             raise InputError(
                 f"{prompt.example.name}: behind this prompt the labels have other tokens than "
-                f"behind that of {work.prompts[0].example.name}; let the answers be written "
-                "(--decide generate)"
+                "behind the task's first one; let the answers be written (--decide generate)"
             )
+
+
+def _most_rows(labels: Mapping[str, Tokens]) -> int:
+    """Rows that an example has at the step at which most beginnings of labels go on."""
+    longest = max(map(len, labels.values()))
+    beginnings = ({ids[:n] for ids in labels.values() if len(ids) > n} for n in range(longest))
+    return max(map(len, beginnings))
 
 
 @torch.inference_mode()
@@ -155,21 +169,24 @@ def _decide(
     views = session.start()
     first: list[float] = []
     while True:
-        names = [work.examples[positions[row]].name for row, _ in nodes]
-        refuse_nan(views, session.layout, names)
+        refuse_nan(views, session.layout, work.names([positions[row] for row, _ in nodes]))
         step = session.layout.join(views)
         first = first or step.kl.tolist()
-        tables = (joined, step.logits), (plain, views.full.float())
-        for table, logits in tables:
-            log_probs = logits.log_softmax(dim=-1).cpu()
-            for at, (row, prefix) in enumerate(nodes):
-                for token in _next(labels, prefix):
-                    before = table.get((row, prefix), 0.0)
-                    table[row, (*prefix, token)] = before + float(log_probs[at, token])
-        longer = [
-            (at, (row, (*prefix, token)))
+        reached = [
+            (at, row, prefix, token)
             for at, (row, prefix) in enumerate(nodes)
             for token in _next(labels, prefix)
+        ]
+        tables = (joined, step.logits), (plain, views.full.float())
+        for table, logits in tables:
+            log_probs = logits.log_softmax(dim=-1)
+            # Picked out where they are: a vocabulary's worth of each row is much to move.
+            picked = log_probs[[at for at, *_ in reached], [token for *_, token in reached]]
+            for (_, row, prefix, token), value in zip(reached, picked.tolist(), strict=True):
+                table[row, (*prefix, token)] = table.get((row, prefix), 0.0) + value
+        longer = [
+            (at, (row, (*prefix, token)))
+            for at, row, prefix, token in reached
             if _next(labels, (*prefix, token))
         ]
         if not longer:

@@ -19,13 +19,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.data.examples import Example, without_profile
-from workbench.data.prompts import Prompt, PromptSettings, build_prompts
+from workbench.data.prompts import PromptSettings
 from workbench.errors import InputError
-from workbench.models import context_length, heads_per_layer
+from workbench.models import heads_per_layer
 from workbench.steering.contrast import Contrast
 from workbench.steering.engines import Engine, open_engine
 from workbench.steering.layout import Layout, Views
 from workbench.steering.native import Prefill
+from workbench.steering.prompts import PromptCache
+from workbench.steering.room import Room
 from workbench.steering.rules import Joined
 from workbench.steering.session import Session
 
@@ -109,6 +111,26 @@ def end_tokens(model: TransformerBridge) -> set[int]:
     return {int(i) for i in (*listed, model.tokenizer.eos_token_id) if i is not None}
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Examples that are answered together.
+
+    Attributes:
+        positions: Which of a work's examples.
+        rows: Rows that they and their views take.
+        width: Tokens of the longest row, the new ones counted.
+    """
+
+    positions: tuple[int, ...]
+    rows: int
+    width: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens kept at a time, padding counted."""
+        return self.rows * self.width
+
+
 class Work:
     """Examples with their contrasts and prompts, checked before any long work.
 
@@ -118,10 +140,11 @@ class Work:
         contrast: As `generate` takes it.
         new_tokens: Limit of new tokens.
         prompt: How prompts are built.
+        prompts: Prompts that were built before; those that weren't are added.
 
     Raises:
-        InputError: A head or layer is outside the model, a user has no contrast, or a prompt
-            leaves no room.
+        InputError: A head or layer is outside the model, a user has no contrast, a prompt
+            leaves no room, or the prompts are another model's.
     """
 
     def __init__(
@@ -131,9 +154,13 @@ class Work:
         contrast: Contrasts,
         new_tokens: int,
         prompt: PromptSettings | None,
+        prompts: PromptCache | None = None,
     ) -> None:
         if new_tokens < 1:
             raise InputError(f"max_new_tokens must be >= 1, got {new_tokens}")
+        built = PromptCache(model) if prompts is None else prompts
+        if built.model is not model:
+            raise InputError("these prompts are kept for another model; give each its PromptCache")
         self.model = model
         self.examples = list(examples)
         self.contrasts = contrasts_of(examples, contrast)
@@ -143,41 +170,41 @@ class Work:
         for one in dict.fromkeys(self.contrasts):
             if one is not None:
                 one.check(self.shape)
-        self.prompts = self._built(self.examples, prompt)
+        self.prompts = built.build(self.examples, prompt, new_tokens)
         wanted = [i for i, one in enumerate(self.contrasts) if _sees_no_profile(one)]
-        bare = self._built(without_profile([self.examples[i] for i in wanted]), prompt)
+        without = without_profile([self.examples[i] for i in wanted])
+        bare = built.build(without, prompt, new_tokens)
         self.bare = dict(zip(wanted, bare, strict=True))
         self.ends = end_tokens(model)
 
-    def _built(self, examples: Sequence[Example], prompt: PromptSettings | None) -> list[Prompt]:
-        return build_prompts(
-            examples,
-            self.model.tokenizer,
-            context_length(self.model),
-            prompt,
-            new_tokens=self.new_tokens,
-        )
-
-    def batches(self, batch_tokens: int, copies: int = 1) -> Iterator[list[int]]:
-        """Positions of examples with prompts of similar length; a batch holds at least one.
+    def batches(self, batch_tokens: int | None = None, copies: int = 1) -> Iterator[Batch]:
+        """Examples with prompts of similar length; a batch holds at least one.
 
         Args:
-            batch_tokens: Most tokens kept at a time.
+            batch_tokens: Most tokens kept at a time; None for what the memory at hand allows.
             copies: Rows that every view of an example may become.
         """
-        batch: list[int] = []
-        rows = 0
+        room = Room.of(self.model, self.shape) if batch_tokens is None else Room(batch_tokens)
+        layouts = {
+            one: Layout.of([one], self.shape, self.tied) for one in dict.fromkeys(self.contrasts)
+        }
+        batch, readings = Batch((), 0), 0
         for i in sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i].ids)):
-            views = copies * Layout.of([self.contrasts[i]], self.shape, self.tied).rows
+            layout = layouts[self.contrasts[i]]
+            views, read = copies * layout.rows, copies * (layout.rows + len(layout.early))
             # Sorted by length, so the newcomer is the longest row and sets the width.
             width = len(self.prompts[i].ids) + self.new_tokens
-            if batch and (rows + views) * width > batch_tokens:
+            if batch.rows and not room.holds(batch.rows + views, width, readings + read):
                 yield batch
-                batch, rows = [], 0
-            batch.append(i)
-            rows += views
-        if batch:
+                batch, readings = Batch((), 0), 0
+            batch = Batch((*batch.positions, i), batch.rows + views, width)
+            readings += read
+        if batch.rows:
             yield batch
+
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """Names of examples."""
+        return [self.examples[i].name for i in positions]
 
     def begin(self, positions: Sequence[int], prefill: Prefill, engine: Engine) -> Session:
         """The session of a batch."""
@@ -250,7 +277,7 @@ class Loop:
             views = session.start()
         for step in range(self.work.new_tokens):
             with torch.inference_mode():
-                names = [self.work.examples[self.positions[row]].name for row in rows]
+                names = self.work.names([self.positions[row] for row in rows])
                 refuse_nan(views, session.layout, names)
                 chosen = self._take(session.layout.join(views), views, rows)
             yield
