@@ -45,8 +45,8 @@ def test_a_row_becomes_an_example_from_a_folder_of_either_name(write, folder):
     root = write([row("1"), row("2")], golds("2", "1"), folder)  # outputs in another order
     examples = load_lamp("LaMP-4", "dev", root)
     assert examples == [
-        Example("1", "1", "LaMP-4", "Generate: x", "answer 1", (ITEM,)),
-        Example("2", "2", "LaMP-4", "Generate: x", "answer 2", (ITEM,)),
+        Example("1", "LaMP-4:1", "LaMP-4", "Generate: x", "answer 1", (ITEM,)),
+        Example("2", "LaMP-4:1", "LaMP-4", "Generate: x", "answer 2", (ITEM,)),
     ]
     assert examples[0].name == "LaMP-4/1"
 
@@ -68,7 +68,9 @@ def test_an_id_keeps_its_leading_zeros_and_an_output_its_spelling(write):
 
 def test_a_user_id_names_the_user_also_if_it_is_zero(write):
     root = write([row("1", user_id=0), row("2", user_id=7), row("3")], golds("1", "2", "3"))
-    assert [e.user for e in load_lamp("LaMP-4", "dev", root)] == ["0", "7", "3"]
+    examples = load_lamp("LaMP-4", "dev", root)
+    assert [e.user for e in examples] == ["0", "7", "LaMP-4:3"]
+    assert [e.inferred for e in examples] == [False, False, True]
 
 
 def test_items_may_differ_in_further_fields(write):

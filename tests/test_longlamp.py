@@ -78,9 +78,9 @@ def test_each_config_loads_from_parquet_in_the_order_of_its_rows(tmp_path, confi
     write_parquet(tmp_path / config / "train-00000-of-00001.parquet", rows_of(config, ["no"]))
     item = CONFIGS[config.rpartition("_")[0]][2]
     assert load_examples(f"longlamp:{config}", root=tmp_path) == [
-        Example("0", "bo", f"LongLaMP-{config}", "Write 0", "Text 0", (item,)),
-        Example("1", "al", f"LongLaMP-{config}", "Write 1", "Text 1", (item,) * 2),
-        Example("2", "cy", f"LongLaMP-{config}", "Write 2", "Text 2", (item,) * 3),
+        Example("val-0", "bo", f"LongLaMP-{config}", "Write 0", "Text 0", (item,)),
+        Example("val-1", "al", f"LongLaMP-{config}", "Write 1", "Text 1", (item,) * 2),
+        Example("val-2", "cy", f"LongLaMP-{config}", "Write 2", "Text 2", (item,) * 3),
     ]
     train = load_examples(f"longlamp:{config}", "train", tmp_path)
     assert [example.user for example in train] == ["no"]
@@ -139,9 +139,11 @@ def test_odd_line_separators_inside_a_text_split_no_row(tmp_path):
 # Users and items
 
 
-def test_a_row_that_names_no_user_is_a_user_of_its_own(tmp_path):
-    rows = [post(), post(author=None), post(author=" "), post(author="ann")]
-    assert [e.user for e in topics(tmp_path, *rows)] == ["ann", "1", "2", "ann"]
+def test_rows_that_name_no_user_are_joined_by_their_profiles(tmp_path):
+    other = [{**POST, "content": "I swam."}]
+    rows = [post(), post(author=None), post(author=" "), post(author=None, profile=other)]
+    one, another = (f"LongLaMP-topic_writing_user:val-{number}" for number in (1, 3))
+    assert [e.user for e in topics(tmp_path, *rows)] == ["ann", one, one, another]
 
 
 def test_only_the_column_of_the_task_names_the_user(tmp_path):
@@ -149,7 +151,7 @@ def test_only_the_column_of_the_task_names_the_user(tmp_path):
 
 
 def test_a_row_keeps_its_own_id(tmp_path):
-    assert [e.id for e in topics(tmp_path, post(id="a"), post(id=7), post())] == ["a", "7", "2"]
+    assert [e.id for e in topics(tmp_path, post(id="a"), post(id=7), post())] == ["a", "7", "val-2"]
 
 
 def test_sampled_users_keep_all_their_rows_in_order(tmp_path):

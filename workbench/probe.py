@@ -19,6 +19,7 @@ from workbench.analysis.profiles import profile_value
 from workbench.analysis.sparsity import sparsity
 from workbench.analysis.sweep import sweep_head_count
 from workbench.data.examples import Example
+from workbench.data.lamp import sample_users
 from workbench.data.prompts import PromptSettings, build_prompts, truncation
 from workbench.data.sources import load_examples
 from workbench.discovery.cluster import RayOptions
@@ -38,6 +39,7 @@ FORMAT = "workbench.probe/1"
 SUMMARY = "summary.json"
 PASS_TOKENS = 8192
 SAMPLES_A_TASK = 2
+EVAL_USERS = 40
 DEFAULT_SWEEP = (1, 2, 4, 8, 16)
 TABLES = ("profiles", "sparsity", "sweep")
 
@@ -124,13 +126,14 @@ def discovery_and_evaluation(
     split: str | None,
     root: Path | str | None,
     users: int | None,
-    eval_users: int,
+    eval_users: int | None = None,
     seed: int = 0,
 ) -> tuple[list[Example], list[Example]]:
     """Examples of the users that heads are found on, and of other users to measure on.
 
     The testbed has a split for each. LaMP's users are divided by a draw from `seed`; with
-    `users=None` all that are not drawn for evaluation serve for discovery.
+    `users=None` all that are not drawn for evaluation serve for discovery. With `eval_users=None`
+    40 serve for evaluation, or as many as are left; half of them if `users` is None too.
 
     Raises:
         InputError: Too few users for both.
@@ -138,9 +141,15 @@ def discovery_and_evaluation(
     if source == "testbed":
         found = load_examples(source, split or "discovery", root, users=users, seed=seed)
         other = "validation" if (split or "discovery") != "validation" else "test"
-        return found, load_examples(source, other, root, users=eval_users, seed=seed)
+        others = load_examples(source, other, root)
+        if eval_users is None:
+            eval_users = min(EVAL_USERS, len({example.user for example in others}))
+        return found, sample_users(others, eval_users, seed)
     examples = load_examples(source, split, root)
     names = list(dict.fromkeys(example.user for example in examples))
+    if eval_users is None:
+        left = len(names) // 2 if users is None else max(0, len(names) - users)
+        eval_users = min(EVAL_USERS, left)
     wanted = len(names) - eval_users if users is None else users
     if wanted < 1 or eval_users < 1 or wanted + eval_users > len(names):
         raise InputError(

@@ -53,8 +53,13 @@ def probe(
     split: opt.Split = None,
     users: opt.Users = None,
     eval_users: Annotated[
-        int, typer.Option(min=1, help="Other users, to measure on.", rich_help_panel="Data")
-    ] = 40,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Other users, to measure on; 40 if unset, or as many as are left.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="Size of the head sets.")] = 8,
     sweep_k: Annotated[
         str | None, typer.Option(help="Numbers of heads of the sweep; 1,2,4,8,16 if unset.")
@@ -126,6 +131,7 @@ def score(
     model: opt.Model = "testbed",
     data: opt.Data = "testbed",
     root: opt.Root = None,
+    tasks: opt.Tasks = None,
     split: opt.Split = None,
     users: opt.Users = None,
     k: Annotated[int, typer.Option("-k", help="Heads to show, and to screen for.")] = 8,
@@ -160,7 +166,7 @@ def score(
 
     screen = opt.screen(method, k, screen_by, candidates, audit, seed)
     prompt = opt.prompt(style, items, ranking, max_prompt_tokens, max_new_tokens)
-    examples = load_examples(data, split, root, users=users, seed=seed)
+    examples = load_examples(data, split, root, users=users, tasks=opt.names(tasks), seed=seed)
     folder = opt.run_folder(out, model, data)
     with failures.resumable(folder), opt.cluster(ray, workers) as joined:
         device, dtype = opt.beside_workers(joined, device, dtype)

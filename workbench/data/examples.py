@@ -12,12 +12,14 @@ class Example:
 
     Attributes:
         id: Unique within task and split.
-        user: Whose it is. LaMP rows name no user; there each row is a user of its own.
+        user: Whose it is. Where the data doesn't say, as in LaMP's official files, rows whose
+            profiles agree are one user's: `workbench.data.authors`.
         task: A key of `workbench.data.tasks.TASKS`.
         query: The task input, as it stands in the data.
         target: What the user answered, the gold output.
         profile: The user's history items, each a mapping of the task's fields.
         style: Style the user keeps to, where the corpus knows it (the testbed's headlines).
+        inferred: Whether the data names no user, so that `user` was inferred from profiles.
     """
 
     id: str
@@ -27,6 +29,7 @@ class Example:
     target: str
     profile: tuple[Mapping[str, str], ...]
     style: Mapping[str, str] = field(default_factory=dict, compare=False)
+    inferred: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:

@@ -1,7 +1,9 @@
 """The reader of LaMP's official files.
 
-Source: LaMP (Salemi et al., 2023), its published schema. The tasks of the built-in testbed are
-read by the same code.
+The tasks of the built-in testbed are read by the same code.
+
+Source: LaMP (Salemi et al., 2023), its published schema. It has no field for the user, and several
+rows may be one author's: who wrote a row is inferred from its profile.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workbench.data.authors import infer_users
 from workbench.data.examples import Example
 from workbench.data.tasks import TESTBED_TASKS, Task, get_task
 from workbench.errors import InputError
@@ -31,7 +34,11 @@ def load_lamp(task: str, split: str = "dev", root: Path | str = ".") -> list[Exa
 
     Returns:
         The examples in the order of the questions. A row's `user_id`, where there is one, names
-        the user; otherwise the row's id does.
+        the user. Official files have none; there users are inferred: rows are one user's if their
+        profiles share at least half of the smaller profile's items (equal in all the task's
+        fields, whatever their ids) or, in LaMP-3, 4 and 7, one text of 60 characters; the user is
+        named after the first row, `LaMP-4:310`. This is done within the file: an author in two
+        splits is two users.
 
     Raises:
         InputError: A file is missing or malformed, ids are repeated or don't match, a gold
@@ -64,7 +71,7 @@ def load_lamp(task: str, split: str = "dev", root: Path | str = ".") -> list[Exa
         )
     if not examples:
         raise InputError(f"{questions_path}: holds no rows")
-    return examples
+    return infer_users(examples)
 
 
 def _task_folder(task: str, root: Path) -> Path:
@@ -172,8 +179,10 @@ def _example(
             f"{place}: the profile of id {row_id!r} is empty; remove the row, "
             "there is nothing to personalise from"
         )
-    user = row_id if row.get("user_id") is None else str(row["user_id"])
-    return Example(row_id, user, task, str(row["input"]), golds[row_id], tuple(profile))
+    user = "" if row.get("user_id") is None else str(row["user_id"])
+    nameless = not user.strip()
+    query, gold = str(row["input"]), golds[row_id]
+    return Example(row_id, user, task, query, gold, tuple(profile), inferred=nameless)
 
 
 def sample_users(examples: Sequence[Example], users: int | None, seed: int = 0) -> list[Example]:

@@ -17,7 +17,8 @@ Source:
     schema service; the dataset itself was not at hand when this was written, so a row that differs
     is refused with the columns it has. In the authors' own code posts of a profile are called
     `input` and `output`; those names are read too. What the authors don't say and was decided here:
-    an item's field without a value is an empty text, and `year` serves as the item's date.
+    an item's field without a value is an empty text, `year` serves as the item's date, and a row
+    without an `id` gets its split and number for one.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.data.authors import infer_users
 from workbench.data.examples import Example
 from workbench.data.lamp import quiet_datasets
 from workbench.data.tasks import LONGLAMP_TASKS, Task, get_task
@@ -36,6 +38,7 @@ from workbench.errors import InputError
 HUB_ID = "LongLaMP/LongLaMP"
 SPLITS = ("train", "val", "test")
 _PREFIX = "LongLaMP-"
+_RECURRING = "_temporal"
 _USERS = {"abstract_generation": "name", "product_review": "reviewerId", "topic_writing": "author"}
 _OTHER_NAMES = {"summary": "input", "content": "output"}
 _DOWNLOAD = f"hf download {HUB_ID} --repo-type dataset --local-dir FOLDER"
@@ -59,8 +62,9 @@ def load_longlamp(
         revision: Branch, tag or commit on the hub.
 
     Returns:
-        The examples in the order of the rows. The row's author or reviewer is the user, or the
-        row's own number where it names none.
+        The examples in the order of the rows. The row's author or reviewer is the user; rows that
+        name none are joined by their profiles, as LaMP's are. An id is the row's own, or made of
+        split and number, `val-0`.
 
     Raises:
         InputError: The config or the split is unknown, the hub can't be reached, files are
@@ -73,11 +77,20 @@ def load_longlamp(
     if split not in SPLITS:
         raise InputError(f"unknown LongLaMP split {split!r}; known are {', '.join(SPLITS)}")
     if root is None:
-        return _examples(_hub_rows(config, split, revision), config, f"{HUB_ID} {config} {split}")
+        rows, place = _hub_rows(config, split, revision), f"{HUB_ID} {config} {split}"
+        return _examples(rows, config, split, place)
     if revision is not None:
         raise InputError(f"revision {revision!r} is one of the hub's; a local copy has none")
     rows, place = _local_rows(Path(root), config, split)
-    return _examples(rows, config, place)
+    return _examples(rows, config, split, place)
+
+
+def users_recur(task: str) -> bool:
+    """Whether a task has the same users in every split, later on in time, by design.
+
+    Source: LongLaMP (Kumar et al., 2024), its temporal setting.
+    """
+    return task.startswith(_PREFIX) and task.endswith(_RECURRING)
 
 
 # Where rows come from
@@ -175,21 +188,21 @@ def _json_lines(path: Path) -> list[Row]:
 # From rows to examples
 
 
-def _examples(rows: Iterable[Row], config: str, place: str) -> list[Example]:
+def _examples(rows: Iterable[Row], config: str, split: str, place: str) -> list[Example]:
     task = _PREFIX + config
     examples, seen = [], set[str]()
     for number, row in enumerate(rows):
-        example = _example(row, number, task, f"{place}: row {number}")
+        example = _example(row, f"{split}-{number}", task, f"{place}: row {number}")
         if example.id in seen:
             raise InputError(f"{place}: row {number}: id {example.id!r} stands twice")
         seen.add(example.id)
         examples.append(example)
     if not examples:
         raise InputError(f"{place}: holds no rows")
-    return examples
+    return infer_users(examples)
 
 
-def _example(row: Row, number: int, task: str, place: str) -> Example:
+def _example(row: Row, place_in_split: str, task: str, place: str) -> Example:
     for key in ("input", "output", "profile"):
         if row.get(key) is None:
             raise InputError(f"{place}: `{key}` is missing; columns found: {', '.join(row)}")
@@ -206,10 +219,11 @@ def _example(row: Row, number: int, task: str, place: str) -> Example:
     profile = tuple(
         _item(item, spec, f"{place}: profile item {index}") for index, item in enumerate(items)
     )
-    row_id = str(number if row.get("id") is None else row["id"])
-    user = row.get(_USERS[task.removeprefix(_PREFIX).rpartition("_")[0]])
-    user = row_id if user is None or not str(user).strip() else str(user)
-    return Example(row_id, user, task, str(row["input"]), str(row["output"]), profile)
+    row_id = place_in_split if row.get("id") is None else str(row["id"])
+    named = row.get(_USERS[task.removeprefix(_PREFIX).rpartition("_")[0]])
+    user = "" if named is None or not str(named).strip() else str(named)
+    query, gold = str(row["input"]), str(row["output"])
+    return Example(row_id, user, task, query, gold, profile, inferred=not user)
 
 
 def _item(item: Row, spec: Task, place: str) -> dict[str, str]:

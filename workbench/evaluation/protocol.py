@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.data.authors import infer_users
 from workbench.data.examples import Example
 from workbench.data.lamp import sample_users
+from workbench.data.longlamp import users_recur
 from workbench.data.sources import load_examples
 from workbench.errors import InputError
 from workbench.models import describe
@@ -33,7 +35,8 @@ class Asked:
         left_out: Users of the validation split, or of the split that both are drawn from, that
             heads were found on and who are therefore not asked.
         leaked: Names of test examples that heads were found on, or on whose users.
-        same_examples: Whether such examples and users were asked for by name.
+        same_examples: Whether such examples and users were asked for by name. Validation and test
+            stay apart all the same.
     """
 
     validation: Sequence[Example]
@@ -44,24 +47,38 @@ class Asked:
     leaked: frozenset[str]
     same_examples: bool = False
 
+    @property
+    def users_inferred(self) -> bool:
+        """Whether the data names no users, so that they were inferred from shared profiles."""
+        return any(example.inferred for example in (*self.validation, *self.test))
+
+    @property
+    def users_recur(self) -> bool:
+        """Whether a task has the same users in every split, by design of its data set."""
+        return any(users_recur(example.task) for example in self.test)
+
     def check(self, scores: HeadScores | None) -> None:
         """Refuse what would make the table say more than it knows.
 
         Raises:
-            InputError: A group is empty, a task has no validation example, or an example or user
-                is in two groups or has served for the heads; users, and examples that heads were
-                found on, only if `same_examples` doesn't allow it.
+            InputError: A group is empty, a task has no validation example, an example or user is
+                in both groups, or one has served for the heads and `same_examples` doesn't allow
+                it. Of tasks whose users recur in every split by design only the examples are
+                kept apart, unless both groups are of one split.
         """
         _check_present(self.validation, self.test)
-        found = Found(None if self.same_examples else scores)
-        for example in (*self.test, *self.validation):
-            if example in found:
-                raise InputError(
-                    f"{example.name} (user {example.user}): heads were found on this example or "
-                    "on its user; name another split, or ask for it by name: --same-examples"
-                )
+        for group in (self.test, self.validation):
+            found = Found(None if self.same_examples else scores, group)
+            for example in group:
+                leaked = example.name in self.leaked and not self.same_examples
+                if leaked or example in found:
+                    raise InputError(
+                        f"{example.name} (user {example.user}): heads were found on this example "
+                        "or on its user; name another split, or ask for it by name: "
+                        "--same-examples"
+                    )
         names = {example.name for example in self.validation}
-        users = {e.user for e in self.validation if e.user != e.id and not self.same_examples}
+        users = {example.user for example in self.validation if not self._may_recur(example)}
         for example in self.test:
             if example.name in names or example.user in users:
                 raise InputError(
@@ -69,29 +86,41 @@ class Asked:
                     "group; settings must be chosen on others"
                 )
 
+    def _may_recur(self, example: Example) -> bool:
+        return users_recur(example.task) and self.split != self.validation_split
+
 
 class Found:
     """What heads were found on; knows it again.
 
-    A row that names no user is a user of its own, named by its id. Ids of two tasks may be equal
-    by chance, so that such a user is known by the example alone.
+    Users are known by name, those inferred from profiles too: their names hold the task and the
+    id of a row. A user of `among` is also known by an example that heads were found on. Where
+    users recur in every split by design, this alone tells: heads from such a task's other splits
+    are found on the same users' other texts.
+
+    Args:
+        scores: Of the heads; None for no heads.
+        among: All examples of the split at hand.
     """
 
-    def __init__(self, scores: HeadScores | None) -> None:
+    def __init__(self, scores: HeadScores | None, among: Sequence[Example] = ()) -> None:
         self.names: set[str] = set()
         self.users: set[str] = set()
+        self.tasks: dict[str, set[str]] = {}
         if scores is None:
             return
         data = scores.data
         self.names = set(data["example"].values.tolist())
-        rows = zip(
-            *(data[name].values.tolist() for name in ("example", "task", "user")), strict=True
-        )
-        self.users = {user for name, task, user in rows if name != f"{task}/{user}"}
+        self.users = {example.user for example in among if example.name in self.names}
+        pairs = zip(*(data[name].values.tolist() for name in ("user", "task")), strict=True)
+        for user, task in set(pairs):
+            self.tasks.setdefault(user, set()).add(task)
 
     def __contains__(self, example: Example) -> bool:
-        named = example.user != example.id
-        return example.name in self.names or (named and example.user in self.users)
+        if example.name in self.names or example.user in self.users:
+            return True
+        tasks = self.tasks.get(example.user, set())
+        return bool(tasks - {example.task} if users_recur(example.task) else tasks)
 
 
 def ask(
@@ -112,7 +141,11 @@ def ask(
     Where one split serves for both, those that heads were found on are taken out and the rest
     divided by a draw from the seed: one user in five, at most 200, for validation if
     `validation_users` doesn't say otherwise. Where there are two splits, only the validation
-    users are reduced so; a test user that heads were found on is refused.
+    users are reduced so; a test user that heads were found on is refused. In LongLaMP's temporal
+    tasks users recur in every split: there examples are kept apart, and users within a split.
+
+    Inferred users (`workbench.data.authors`) are told apart within a file, and over both splits
+    where there are two. Whether heads were found on an author in yet another file can't be seen.
 
     Args:
         source: As `load_examples` takes it.
@@ -124,7 +157,7 @@ def ask(
         tasks: Names of tasks; all by default.
         users: Draw so many test users; all by default.
         validation_users: Draw so many validation users.
-        same_examples: Keep and mark what heads were found on.
+        same_examples: Keep and mark what heads were found on; validation and test stay apart.
         seed: Of the draws.
 
     Raises:
@@ -133,16 +166,22 @@ def ask(
     """
     usual = SPLITS.get(source.partition(":")[0], (None, None))
     split, validation_split = split or usual[0], validation_split or usual[1]
-    found = Found(None if same_examples else scores)
+    every = load_examples(source, split, root, tasks=tasks)
+    others: list[Example] = []
+    kept = None if same_examples else scores
     if split == validation_split:
-        pool, left_out = _without(load_examples(source, split, root, tasks=tasks), found, split)
+        pool, left_out = _without(every, kept, split)
         validation, test = _divide(pool, users, validation_users, seed)
     else:
-        test = load_examples(source, split, root, tasks=tasks, users=users, seed=seed)
         others = load_examples(source, validation_split, root, tasks=tasks)
-        others, left_out = _without(others, found, validation_split)
-        validation = sample_users(others, validation_users, seed)
-    known = Found(scores)
+        both = infer_users([*every, *others])
+        every, others = both[: len(every)], both[len(every) :]
+        test = sample_users(every, users, seed)
+        pool, left_out = _without(others, kept, validation_split)
+        validation = sample_users(pool, validation_users, seed)
+    # An inferred user's name may be another in scores of the other file; its rows are the same.
+    same = [example for example in others if not users_recur(example.task)]
+    known = Found(scores, [*every, *same])
     leaked = frozenset(example.name for example in test if example in known)
     names = (str(split), str(validation_split))
     asked = Asked(validation, test, *names, left_out, leaked, same_examples)
@@ -150,7 +189,10 @@ def ask(
     return asked
 
 
-def _without(examples: list[Example], found: Found, split: str | None) -> tuple[list[Example], int]:
+def _without(
+    examples: list[Example], scores: HeadScores | None, split: str | None
+) -> tuple[list[Example], int]:
+    found = Found(scores, examples)
     kept = [example for example in examples if example not in found]
     if examples and not kept:
         raise InputError(

@@ -37,24 +37,24 @@ def write_examples(folder: Path, prompts: Sequence[Prompt], leaked: frozenset[st
     Raises:
         InputError: The file can't be written.
     """
-    path, rows = folder / EXAMPLES, []
+    path = folder / EXAMPLES
     if path.exists():
-        return  # of these very prompts: their digest is among the run's settings
-    for prompt in prompts:
-        example, task = prompt.example, get_task(prompt.example.task)
-        rows.append(
-            {
-                "example": example.name,
-                "user": example.user,
-                "task": example.task,
-                "query": example.query,
-                "target": example.target,
-                "profile": [task.item.format(**example.profile[i]) for i in prompt.shown],
-                "style": json.dumps(dict(example.style)),
-                "leaked": example.name in leaked,
-            }
-        )
+        return  # of these very examples: their digest is among the run's settings
+    rows = [_row(prompt) | {"leaked": prompt.example.name in leaked} for prompt in prompts]
     write_rows(rows, EXAMPLE, path)
+
+
+def _row(prompt: Prompt) -> dict[str, Any]:
+    example, task = prompt.example, get_task(prompt.example.task)
+    return {
+        "example": example.name,
+        "user": example.user,
+        "task": example.task,
+        "query": example.query,
+        "target": example.target,
+        "profile": [task.item.format(**example.profile[i]) for i in prompt.shown],
+        "style": json.dumps(dict(example.style), sort_keys=True),
+    }
 
 
 def manifest_of(
@@ -95,7 +95,7 @@ def manifest_of(
             "heads": chosen_from,
             "retrieval": None if retrieval is None else [str(head) for head in retrieval],
             "data_sha256": {
-                name: runs.digest([(p.example.name, p.example.user, p.ids) for p in group])
+                name: runs.digest([(p.ids, _row(p)) for p in group])
                 for name, group in prompts.items()
             },
             "same_examples": asked.same_examples,
@@ -106,6 +106,8 @@ def manifest_of(
         "users": users,
         "examples": {name: len(group) for name, group in prompts.items()},
         "left_out_users": asked.left_out,
+        "users_inferred": asked.users_inferred,
+        "users_recur": asked.users_recur,
         "truncation": {name: truncation(group) for name, group in prompts.items()},
         "command": " ".join(sys.argv),
         "versions": {name: version(name) for name in PACKAGES},
