@@ -161,6 +161,30 @@ def test_a_mask_that_is_given_is_taken(testbed_model, asked, padded):
         run(testbed_model, rows, wrong)
 
 
+def test_padding_that_can_not_be_told_from_the_prompt_asks_for_the_mask(testbed_model, padded):
+    ids = padded["input_ids"].clone()
+    ids[padded["attention_mask"] == 0] = 3  # another padding token than the model's
+    processor = DPSLogitsProcessor(testbed_model, DPS(HEADS))
+    with pytest.raises(wb.InputError, match="give attention_mask="):
+        processor(ids, torch.zeros(len(ids), 203))
+    processor.pad = processor.first  # a model that pads with its first token
+    with pytest.raises(wb.InputError, match="give attention_mask="):
+        processor(
+            ids[:, -5:].clone().index_fill_(1, torch.tensor([0]), processor.first),
+            torch.zeros(len(ids), 203),
+        )
+
+
+def test_nan_without_the_heads_is_refused(testbed_model, padded, monkeypatch):
+    processor = DPSLogitsProcessor(testbed_model, DPS(HEADS))
+    run_view = DPSLogitsProcessor._run
+    monkeypatch.setattr(
+        DPSLogitsProcessor, "_run", lambda self, fed: run_view(self, fed) * torch.nan
+    )
+    with pytest.raises(wb.InputError, match="without the heads hold NaN"):
+        processor(padded["input_ids"], torch.zeros(len(padded["input_ids"]), 203))
+
+
 def test_a_streamer_gets_the_text(testbed_model, asked, padded):
     one = {name: tensor[:1] for name, tensor in padded.items()}
     streamer = TextIteratorStreamer(

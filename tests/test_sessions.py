@@ -372,8 +372,12 @@ def test_nan_in_one_view_names_its_example(tiny_model, rows, name, monkeypatch):
     contrasts = [None, DPS(HEADS), CAD(0.5) + DPS(LOW) + DPS(HEADS), DoLa((1,))]
     start = MaskedSession.start
 
+    open_engine(model)  # which looks at views of its own
+
     def spoilt(self):
         views = start(self)
+        if not self.layout.others:  # the part of a batch that is read by itself
+            return views
         row = {"full": 2, "others": 0, "gated": 2, "early": 3}[name]
         getattr(views, name)[row, ..., 7] = torch.nan
         return views
@@ -397,3 +401,35 @@ def test_layers_outside_the_model_are_refused_before_any_work(testbed_model, row
         generate(testbed_model, rows, DoLa((1, 9)))
     with pytest.raises(InputError, match="L9H0 is not a head of this model"):
         generate(testbed_model, rows, CAD(0.1) + DPS(HeadSet((Head(9, 0),))))
+
+
+@pytest.mark.parametrize("prefill", ["masked", "shared"])
+def test_prompts_without_a_profile_are_read_by_themselves(testbed_model, monkeypatch, prefill):
+    asked = [e for e in wb.load_examples("testbed", "validation", users=6) if "q0" in e.id]
+    contrasts = [CAD(1.0), DPS(HEADS, 1.0) + CAD(0.5), None, NoProfile()] * 5
+    contrasts = contrasts[: len(asked)]
+    generate(testbed_model, asked[:2], contrasts[:2], max_new_tokens=1, prefill=prefill)
+    read = []
+    run = Native.run
+    monkeypatch.setattr(
+        Native,
+        "run",
+        lambda self, now, keep, **inputs: (
+            read.append(tuple(inputs["input_ids"].shape)) or run(self, now, keep, **inputs)
+        ),
+    )
+    answers = generate(testbed_model, asked, contrasts, max_new_tokens=NEW, prefill=prefill)
+    others = sum(contrast is not None for contrast in contrasts)
+    (count, long), (rows, short) = read[:2]
+    assert (count, rows) == (len(asked), others)
+    assert short < long / 2, "or there was nothing to spare"
+    # The layer knows no pass of its own: everything in one batch, padded.
+    monkeypatch.setattr("workbench.steering.session.WORTH", 2.0)
+    read.clear()
+    together = generate(testbed_model, asked, contrasts, max_new_tokens=NEW, prefill=prefill)
+    assert read[0] == (len(asked) + others, long)
+    assert tokens(answers) == tokens(together)
+    for one, other in zip(answers, together, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=ROUNDING)
+        assert one.kl == pytest.approx(other.kl, abs=ROUNDING)
+    assert max(max(answer.kl) for answer in answers) > 0.01

@@ -56,6 +56,24 @@ class RoomyLayer(DynamicLayer):
         if keys is not None and values is not None:
             self.keys, self.values = keys[:, :, : self.used], values[:, :, : self.used]
 
+    def insert(self, other: RoomyLayer, at: int, offset: int) -> None:
+        """Put another layer's rows among these, which hold as many columns or more.
+
+        Args:
+            other: The other layer; it isn't used again.
+            at: In front of which row.
+            offset: Columns of padding in front of its own.
+        """
+        if self.buffers is None or other.buffers is None:
+            return
+        mixed = []
+        for own, new in zip(self.buffers, other.buffers, strict=True):
+            rows = own.new_zeros(len(new), *own.shape[1:])
+            rows[:, :, offset : self.used] = new[:, :, : other.used]
+            mixed.append(torch.cat((own[:at], rows, own[at:])))
+        self.buffers = mixed[0], mixed[1]
+        self._show()
+
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Keep some rows, in any order and as often as they are named."""
         if self.buffers is not None:
@@ -78,3 +96,9 @@ def new_cache(config: Any, room: int, plain: bool = False) -> DynamicCache:
         for layer in cache.layers
     ]
     return cache
+
+
+def insert(cache: DynamicCache, other: DynamicCache, at: int, offset: int) -> None:
+    """`RoomyLayer.insert` in every layer."""
+    for layer, new in zip(cache.layers, other.layers, strict=True):
+        layer.insert(new, at, offset)

@@ -44,6 +44,7 @@ FAILURES = (
     NotReplayableError,
     *(TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError),
 )
+GAP = 0.7  # most error of what gating changes, as a share of it
 PROBES = (5, 9)  # tokens of the prompts that are compared
 
 
@@ -240,6 +241,7 @@ def _mistake(model: TransformerBridge, native: Native) -> str | None:
     layout, rows = _probe(model)
     session = MaskedSession(native, rows, layout, 2, pad_token(model))
     found, new = _two_steps(session, len(rows))
+    right: list[Tensor] = []  # both views' logits of the first step, by the bridge
     for view, gate in enumerate((None, layout.gates[0])):
         whole = [_whole(model, [*row, *new[i]], gate) for i, row in enumerate(rows)]
         for step in range(2):
@@ -248,7 +250,20 @@ def _mistake(model: TransformerBridge, native: Native) -> str | None:
             )
             if (mistake := _apart(found[step][view], wanted, model)) is not None:
                 return mistake
-    return None
+            right += [wanted] if step == 0 else []
+    return _gap_mistake(found[0], (right[0], right[1]))
+
+
+def _gap_mistake(found: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> str | None:
+    """Whether gating does what it should: in 16 bits rounding could hide that it does nothing."""
+    gap, wanted = (
+        gated.float().log_softmax(-1) - full.float().log_softmax(-1)
+        for full, gated in (found, right)
+    )
+    off, size = float((gap - wanted).norm()), float(wanted.norm())
+    if off <= GAP * size or size == 0:
+        return None
+    return f"what it changes to remove heads is off by {off / size:.0%}"
 
 
 @torch.inference_mode()
@@ -270,7 +285,7 @@ def _shared_mistake(model: TransformerBridge, native: Native) -> str | None:
 
 
 def _probe(model: TransformerBridge) -> tuple[Layout, list[list[int]]]:
-    """Two prompts of ordinary tokens, and a view without a head in the upper half of the blocks.
+    """Two prompts of ordinary tokens, and a view without half the heads of the upper blocks.
 
     Where some blocks have no attention, it is every block that has: what the views do to the
     others is then seen, too.
@@ -278,7 +293,13 @@ def _probe(model: TransformerBridge) -> tuple[Layout, list[list[int]]]:
     shape = heads_per_layer(model)
     with_heads = [layer for layer, heads in enumerate(shape) if heads]
     chosen = with_heads[len(with_heads) // 2 :] if all(shape) else with_heads
-    heads = HeadSet(tuple(Head(layer, (5 * layer + 3) % shape[layer]) for layer in chosen))
+    # Not the same in every block, and not the first ones only.
+    picked = [
+        (layer, (2 * i + layer) % shape[layer])
+        for layer in chosen
+        for i in range(-(-shape[layer] // 2))
+    ]
+    heads = HeadSet(tuple(Head(*place) for place in dict.fromkeys(picked)))
     words = model.original_model.get_input_embeddings().weight.shape[0]
     rows = [[(7 * i + 11 * n) % words for i in range(1, n + 1)] for n in PROBES]
     return Layout.of([Ablated(heads)] * len(rows), shape), rows

@@ -62,8 +62,9 @@ class DPSLogitsProcessor(LogitsProcessor):
         model: From `load_model`.
         contrast: `DPS`, `DeCoRe`, `Ablated` or sums of these, with cut and limit: one for all
             rows, or one for each prompt of the batch.
-        attention_mask: 1 at the prompts' tokens, [prompt, pos]; by default what stands in front
-            of the first token that isn't padding is masked.
+        attention_mask: 1 at the prompts' tokens, [prompt, pos], as the tokenizer returns it. By
+            default what stands in front of the first token that isn't the model's padding token
+            is masked; that is refused where it may be wrong.
 
     Raises:
         InputError: A head is outside the model, or the contrast needs more than a view without
@@ -91,6 +92,7 @@ class DPSLogitsProcessor(LogitsProcessor):
                 )
         self.native = _native(model)
         self.pad = pad_token(model)
+        self.first = model.tokenizer.bos_token_id
         self.given = attention_mask
         self.beams = 1
         self.known: Tensor | None = None  # the ids that the cache holds, [rows, pos]
@@ -120,6 +122,10 @@ class DPSLogitsProcessor(LogitsProcessor):
         if not self.layout.gated:
             return scores.log_softmax(dim=-1)
         gated = self._run(fed)
+        if bool(gated.isnan().any()):
+            raise InputError(
+                "the logits without the heads hold NaN; try dtype float32, or check the checkpoint"
+            )
         joined = self.layout.join(Views(scores, scores[:0], gated))
         return joined.logits.log_softmax(dim=-1).to(scores.dtype)
 
@@ -164,7 +170,7 @@ class DPSLogitsProcessor(LogitsProcessor):
 
     def _mask(self, ids: Tensor) -> Tensor:
         if self.given is None:
-            return ((ids != self.pad).cumsum(dim=1) > 0).long()
+            return self._guessed(ids)
         mask = self.given.to(ids.device)
         if len(ids) % len(mask) or mask.shape[1] > ids.shape[1]:
             raise InputError(
@@ -173,6 +179,17 @@ class DPSLogitsProcessor(LogitsProcessor):
         mask = mask.repeat_interleave(len(ids) // len(mask), dim=0)
         new = mask.new_ones(len(ids), ids.shape[1] - mask.shape[1])
         return torch.cat((mask, new), dim=1)
+
+    def _guessed(self, ids: Tensor) -> Tensor:
+        """The mask without what stands in front of the first token that isn't padding."""
+        mask = ((ids != self.pad).cumsum(dim=1) > 0).long()
+        twice = ids.shape[1] > 1 and bool(((ids[:, 0] == ids[:, 1]) & (mask[:, 0] == 1)).any())
+        if twice or (self.pad == self.first and not bool(mask.all())):
+            raise InputError(
+                "what is padding can't be told from the ids alone; give attention_mask= as the "
+                "tokenizer returned it"
+            )
+        return mask
 
     def _run(self, fed: Int[Tensor, "rows new"]) -> Float[Tensor, "gated d_vocab"]:
         positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -fed.shape[1] :]

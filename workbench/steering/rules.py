@@ -77,26 +77,55 @@ def join(
         2210.15097) for the cut. The limit is ours.
     """
     full = full.float()
-    change = torch.zeros_like(full)
-    for share in shares:
-        change.index_add_(0, share.rows, _difference(full[share.rows], share))
-    # Where the plain model or a view rules a token out, no difference is defined.
-    change = torch.where(change.isfinite() & full.isfinite(), change, 0.0)
-    plain = full.log_softmax(dim=-1)
-    cut = _implausible(plain, plausible)
-    touched = torch.zeros(len(full), dtype=torch.bool, device=full.device)
-    for share in shares:
-        touched[share.rows] = True
-    logits = torch.where(touched[:, None], (full + change).masked_fill(cut, -torch.inf), full)
-    kl = torch.where(touched, divergence(logits, plain), 0.0)
-    scale = torch.ones_like(kl)
-    over = (touched & ((kl > max_kl) | (max_kl == 0))).nonzero()[:, 0]
+    kl, scale = full.new_zeros(len(full)), full.new_ones(len(full))
+    if not shares:
+        return Joined(full, kl, scale)
+    # Over a large vocabulary every pass counts: rows without a term are left out of all of them.
+    rows = torch.unique(torch.cat([share.rows for share in shares]))
+    whole = len(rows) == len(full)
+    base = full if whole else full[rows]
+    change = _change(base, shares, rows)
+    plain = base.log_softmax(dim=-1)
+    cut, limit = _implausible(plain, plausible[rows]), max_kl[rows]
+    mixed = base + change
+    if cut is not None:
+        mixed.masked_fill_(cut, -torch.inf)
+    spent, kept = divergence(mixed, plain), torch.ones_like(limit)
+    over = ((spent > limit) | (limit == 0)).nonzero()[:, 0]
     if len(over):
-        scale[over], logits[over] = _within(
-            full[over], change[over], cut[over], plain[over], max_kl[over]
+        cut_over = None if cut is None else cut[over]
+        kept[over], mixed[over] = _within(
+            base[over], change[over], cut_over, plain[over], limit[over]
         )
-        kl[over] = divergence(logits[over], plain[over])
-    return Joined(logits, kl, scale)
+        spent[over] = divergence(mixed[over], plain[over])
+    kl[rows], scale[rows] = spent, kept
+    if not whole:
+        logits = full.clone()
+        logits[rows] = mixed
+        mixed = logits
+    return Joined(mixed, kl, scale)
+
+
+def _change(
+    base: Float[Tensor, "rows d_vocab"], shares: list[Share], rows: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows d_vocab"]:
+    """The differences of all terms, added up; `rows` says which row of the batch each is."""
+    total: Tensor | None = None
+    for share in shares:
+        places = torch.searchsorted(rows, share.rows)
+        if len(places) == len(rows) and torch.equal(share.rows, rows):
+            own = _difference(base, share)
+            total = own if total is None else total.add_(own)
+            continue
+        total = torch.zeros_like(base) if total is None else total
+        total.index_add_(0, places, _difference(base[places], share))
+    if total is None:
+        raise ValueError("no terms to add up")
+    # Where the plain model or a view rules a token out, no difference is defined. A sum tells of
+    # one such token in a row at the cost of reading it.
+    if not bool((total.sum(dim=-1) + base.sum(dim=-1)).isfinite().all()):
+        total = torch.where(total.isfinite() & base.isfinite(), total, 0.0)
+    return total
 
 
 def _difference(full: Tensor, share: Share) -> Tensor:
@@ -105,7 +134,7 @@ def _difference(full: Tensor, share: Share) -> Tensor:
         return view - full
     if share.kind == "early":
         return -view
-    return strengths(full, share.strengths)[:, None] * (full - view)
+    return (full - view).mul_(strengths(full, share.strengths)[:, None])
 
 
 def strengths(
@@ -137,24 +166,32 @@ def divergence(
 ) -> Float[Tensor, " batch"]:
     """KL(logits, plain) in nats; `plain` holds log-probabilities."""
     log_probs = logits.log_softmax(dim=-1)
-    apart = torch.where(log_probs.isneginf(), 0.0, log_probs - plain)
-    return (log_probs.exp() * apart).sum(dim=-1).clamp(min=0.0)
+    apart = log_probs - plain
+    terms = log_probs.exp_().mul_(apart)
+    total = terms.sum(dim=-1)
+    if bool(total.isnan().any()):  # 0 * inf of a token that is out: no part of the sum
+        total = terms.nan_to_num_(nan=0.0).sum(dim=-1)
+    return total.clamp(min=0.0)
 
 
 def _implausible(
     plain: Float[Tensor, "batch d_vocab"], plausible: Float[Tensor, " batch"]
-) -> Bool[Tensor, "batch d_vocab"]:
+) -> Bool[Tensor, "batch d_vocab"] | None:
+    """Which tokens are out; None where no row has a cut."""
+    if not bool((plausible > 0).any()):
+        return None
     best = plain.max(dim=-1, keepdim=True).values
     return plain < best + plausible[:, None].log()  # log(0) = -inf: nothing is below
 
 
 def _within(
-    full: Tensor, change: Tensor, cut: Tensor, plain: Tensor, limit: Tensor
+    full: Tensor, change: Tensor, cut: Tensor | None, plain: Tensor, limit: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The largest scale in [0, 1] that keeps the limit, and its logits."""
 
     def mixed(scale: Tensor) -> Tensor:
-        return (full + scale[:, None] * change).masked_fill(cut, -torch.inf)
+        found = full + scale[:, None] * change
+        return found if cut is None else found.masked_fill_(cut, -torch.inf)
 
     low, high = torch.zeros_like(limit), torch.ones_like(limit)
     for _ in range(HALVINGS):

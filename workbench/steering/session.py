@@ -7,15 +7,19 @@ released code's way: both views start from the plain model's cache of the prompt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
+from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from workbench.steering.cache import new_cache
+from workbench.steering.cache import RoomyLayer, insert, new_cache
 from workbench.steering.layout import Layout, Views
 from workbench.steering.native import Native, Pass
+
+WORTH = 0.25  # share of a prompt's columns that must be padding for a pass of its own to pay
 
 
 class Session:
@@ -38,6 +42,8 @@ class Session:
         pad: int,
     ) -> None:
         self.device = device
+        self.rows = rows
+        self.pad = pad
         self.layout = layout
         self.room = room
         width = max(map(len, rows))
@@ -83,6 +89,16 @@ class NativeSession(Session):
         super().__init__(native.device, rows, layout, room, pad)
         self.native = native
 
+    def _spared(self, cache: DynamicCache) -> int:
+        """Columns of padding that all other prompts begin with; 0 where it isn't worth a pass.
+
+        A prompt without its profile is short: beside the others' it would be mostly padding.
+        """
+        others = self.lengths[self.examples :].tolist()
+        spare = self.width - max(others, default=self.width)
+        roomy = all(type(layer) is RoomyLayer for layer in cache.layers)
+        return spare if roomy and spare >= WORTH * self.width else 0
+
     def _early(self, now: Pass) -> Tensor | None:
         if not now.exits:
             return None
@@ -97,8 +113,24 @@ class MaskedSession(NativeSession):
         """See `Session.start`."""
         self.cache = new_cache(self.native.twin.config, self.room)
         self._arrange()
+        if spare := self._spared(self.cache):
+            return self._start_apart(spare)
         positions = (self.mask[:, : self.width].cumsum(dim=1) - 1).clamp(min=0)
         return self._run(self.tokens, positions)
+
+    def _start_apart(self, spare: int) -> Views:
+        """Read the other prompts in a pass of their own; from the next step on all go together."""
+        count, none = self.examples, [None] * len(self.layout.others)
+        alone = replace(self.layout, others=(), uses=())
+        plain = Layout.of(none, self.native.shape)
+        main, side = (
+            MaskedSession(self.native, rows, layout, self.room, self.pad)
+            for rows, layout in ((self.rows[:count], alone), (self.rows[count:], plain))
+        )
+        views, others = main.start(), side.start().full
+        insert(main.cache, side.cache, count, spare)
+        self.cache = main.cache
+        return Views(views.full, others, views.gated, views.early)
 
     def _arrange(self) -> None:
         """What depends on the rows only."""
@@ -169,23 +201,36 @@ class SharedSession(NativeSession):
         """See `Session.start`; the prompt's last token is the first that the views differ in."""
         # All but the last token of each prompt, which stands in the last column.
         last, self.width = self.tokens[:, -1], self.width - 1
-        room = self._slots() * (self.room + 1)
-        self.cache = new_cache(self.native.twin.config, room, plain=True)
         self.seen = self.mask[:, : self.width].bool()
-        positions = (self.mask[:, : self.width].cumsum(dim=1) - 1).clamp(min=0)
-        self.native.run(
-            Pass(),
-            1,
-            input_ids=self.tokens[:, :-1],
-            attention_mask=self.mask[:, : self.width] if self.padded else None,
-            position_ids=positions,
-            past_key_values=self.cache,
-        )
+        self.cache = self._new_cache()
+        if spare := self._spared(self.cache):
+            self._read(self.cache, slice(self.examples), 0)
+            others = self._new_cache()
+            self._read(others, slice(self.examples, None), spare)
+            insert(self.cache, others, self.examples, spare)
+        else:
+            self._read(self.cache, slice(None), 0)
         self.lengths = self.lengths - 1
         self.steps = 0
         self.slots = self._slots()
         self._arrange()
         return self._run(last[:, None])
+
+    def _new_cache(self) -> DynamicCache:
+        room = self._slots() * (self.room + 1)
+        return new_cache(self.native.twin.config, room, plain=True)
+
+    def _read(self, cache: DynamicCache, rows: slice, first: int) -> None:
+        """Run some rows' prompts without their last token, from a column on."""
+        mask = self.mask[rows, first : self.width]
+        self.native.run(
+            Pass(),
+            1,
+            input_ids=self.tokens[rows, first:-1],
+            attention_mask=mask if self.padded else None,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            past_key_values=cache,
+        )
 
     def _slots(self) -> int:
         """Positions a row: the plain view, and as many gated ones as an example has at most."""
