@@ -573,8 +573,10 @@ def test_without_httpx_the_extra_is_named(tmp_path, pairs, key, monkeypatch):
 
 
 def test_replies_that_say_something_else_are_asked_twice_and_kept_as_unreadable(
-    tmp_path, pairs, key
+    tmp_path, pairs, key, monkeypatch
 ):
+    monkeypatch.setattr(asking, "UNREADABLE", len(pairs.read_text().splitlines()) + 1)
+
     def chatty(data, *_):
         return likes("dps")(data) if data["query"].startswith("query 1 ") else "I'd say A"
 
@@ -593,6 +595,30 @@ def test_replies_that_say_something_else_are_asked_twice_and_kept_as_unreadable(
         pairwise.rates(key, said, ("dps", "cad"))
 
 
+def test_a_judge_that_is_never_readable_is_given_up_soon(tmp_path, pairs, key):
+    out = tmp_path / "out.jsonl"
+    with (
+        server(lambda *_: "It depends.") as (url, seen),
+        pytest.raises(InputError, match=r"10 pairs in a row, at last 'It depends.'; wanted A, B"),
+    ):
+        ask(pairs, key, url, out)
+    assert len(seen) == 4 * asking.UNREADABLE
+    assert len(lines_of(out)) == 1 + asking.UNREADABLE
+
+
+def test_a_server_that_takes_no_max_tokens_is_asked_by_the_newer_name(tmp_path, pairs, key):
+    def newer(data, headers, count):
+        if "max_tokens" in seen[count - 1]["body"]:
+            return 400, "Unsupported parameter: 'max_tokens'; use 'max_completion_tokens'"
+        return likes("dps")(data)
+
+    with server(newer) as (url, seen):
+        ask(pairs, key, url, tmp_path / "out.jsonl")
+    assert len(seen) == 2 * len(key.pairs) + 1
+    assert {one["body"].get("max_completion_tokens") for one in seen[1:]} == {1024}
+    assert all("temperature" not in one["body"] for one in seen[1:])
+
+
 @pytest.mark.parametrize(
     ("reply", "read"),
     [
@@ -606,6 +632,11 @@ def test_replies_that_say_something_else_are_asked_twice_and_kept_as_unreadable(
         ("A or B", None),
         ("Answer A", None),
         ("AB", None),
+        ("**A**", "A"),
+        ("[[B]].", "B"),
+        ("<think>A fits, or B?\nA.</think>\n\nB", "B"),
+        ("<think>A", None),
+        ("**A** or **B**", None),
         ("", None),
         (None, None),
         ('{"choice": ', None),

@@ -73,6 +73,12 @@ def judge(
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds for one reply.", rich_help_panel=_ASK)
     ] = 120.0,
+    max_reply_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Of one reply; a judge that reasons needs many.", rich_help_panel=_ASK
+        ),
+    ] = 1024,
     answers: Annotated[
         Path | None,
         typer.Option(help="File of its answers; beside the pairs if unset.", rich_help_panel=_ASK),
@@ -98,7 +104,19 @@ def judge(
     judging.check_run(found, evaluation)
     files = [*(annotations or []), *(more or [])]
     if endpoint is not None:
-        files = [_ask(pairs, found, endpoint, judge_model, api_key_env, timeout, answers, as_json)]
+        files = [
+            _ask(
+                pairs,
+                found,
+                endpoint,
+                judge_model,
+                api_key_env,
+                timeout,
+                max_reply_tokens,
+                answers,
+                as_json,
+            )
+        ]
     _table(evaluation, found, methods, files, as_json)
 
 
@@ -146,6 +164,7 @@ def _ask(
     model: str | None,
     variable: str | None,
     timeout: float,
+    reply_tokens: int,
     out: Path | None,
     quiet: bool,
 ) -> Path:
@@ -154,7 +173,7 @@ def _ask(
 
     if not model:
         raise InputError("--endpoint needs --judge-model, the model's name there")
-    to = asking.Endpoint(url, model, asking.read_key(variable), timeout)
+    to = asking.Endpoint(url, model, asking.read_key(variable), timeout, reply_tokens=reply_tokens)
     name = re.sub(r"[^\w.-]+", "-", model)
     out = out or pairs.with_name(f"{pairs.stem}.{name}.jsonl")
     try:

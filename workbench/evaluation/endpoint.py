@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,10 @@ INSTRUCTION = (
 SHOWN = ("profile", "query", "target", "answer_a", "answer_b")
 TRIES, LONGEST_WAIT = 6, 60.0  # requests a question; seconds between two of them
 _WAITS = (408, 409, 425, 429)  # and 5xx: worth asking again
+_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+_DRESSED = re.compile(r"(?:\*\*([^*]+)\*\*|\[\[([^\]]+)\]\])\.?")
+_LIMITS = re.compile("max_tokens|temperature")  # what a server names that doesn't take them
+UNREADABLE = 10  # replies in a row, of different pairs, after which the judge is given up
 _SWAP = {"A": "B", "B": "A", "tie": "tie"}
 
 
@@ -61,6 +66,7 @@ class Endpoint:
         key: Sent as a bearer token; empty for none. Never written anywhere.
         timeout: Seconds for one reply.
         pause: Seconds before the second try; doubled with each one after it.
+        reply_tokens: Most tokens of a reply; a model that reasons first needs many.
 
     Raises:
         InputError: The URL is none of a web server.
@@ -71,6 +77,7 @@ class Endpoint:
     key: str = field(default="", repr=False)
     timeout: float = 120.0
     pause: float = 1.0
+    reply_tokens: int = 1024
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -101,12 +108,15 @@ def parse(reply: object) -> str | None:
     """`A`, `B` or `tie` from a reply that is just that; None from any other.
 
     Args:
-        reply: A word, in any case and with a full stop or not; a JSON string; or a JSON object
-            whose only field is `choice`.
+        reply: A word, in any case and with a full stop or not, in **bold** or [[brackets]]; a JSON
+            string; or a JSON object whose only field is `choice`. What a model thinks aloud in
+            `<think>` before it is left out.
     """
     if not isinstance(reply, str):
         return None
-    text = reply.strip()
+    text = _THOUGHT.sub("", reply, count=1).strip()
+    if dressed := _DRESSED.fullmatch(text):
+        text = dressed[1] or dressed[2]
     if text[:1] in ('"', "{"):
         try:
             value = json.loads(text)
@@ -151,8 +161,17 @@ def judge(pairs: Path, sha256: str, endpoint: Endpoint, out: Path, progress: boo
         bar = tqdm(
             left, "judging", len(asked), initial=len(done), unit="pair", disable=not progress
         )
+        lost = 0
         for pair in bar:
-            _append(out, judge_.line(pair))
+            line = judge_.line(pair)
+            _append(out, line)
+            lost = lost + 1 if line["choice"] is None else 0
+            if lost == UNREADABLE:
+                raise InputError(
+                    f"{endpoint.model} gave no readable reply to {lost} pairs in a row, at last "
+                    f"{judge_.said!r}; wanted A, B or tie. Take another judge, or give it more "
+                    "--max-reply-tokens; what was judged is kept"
+                )
 
 
 @contextmanager
@@ -221,6 +240,8 @@ class _Judge:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.httpx = _httpx()
+        self.usual = True  # whether the server takes max_tokens and a temperature
+        self.said = ""
 
     def __enter__(self) -> _Judge:
         key = self.endpoint.key
@@ -259,17 +280,25 @@ class _Judge:
                 {"role": "system", "content": INSTRUCTION},
                 {"role": "user", "content": json.dumps(data, ensure_ascii=False)},
             ],
-            "temperature": 0,
-            "max_tokens": 16,
         }
         return self._reply(body) or self._reply(body)
 
     def _reply(self, body: dict[str, Any]) -> str | None:
         response = self._post(body)
+        self.said = _excerpt(response.text)
         try:
-            return parse(response.json()["choices"][0]["message"]["content"])
+            content = response.json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError):
             return None
+        self.said = _excerpt(str(content))
+        return parse(content)
+
+    def _limits(self) -> dict[str, Any]:
+        """Newer models take another name for the limit, and no temperature but their own."""
+        tokens = self.endpoint.reply_tokens
+        if self.usual:
+            return {"temperature": 0, "max_tokens": tokens}
+        return {"max_completion_tokens": tokens}
 
     def _post(self, body: dict[str, Any]) -> httpx.Response:
         """Send a question, again where that may help, with longer and longer waits."""
@@ -280,7 +309,7 @@ class _Judge:
                 time.sleep(self._wait(attempt, said))
             said = ""
             try:
-                response: httpx.Response = self.client.post(where, json=body)
+                response: httpx.Response = self.client.post(where, json={**body, **self._limits()})
             except self.httpx.ConnectError as error:
                 raise InputError(
                     f"{where}: no server answers there ({error}); start it, or put --endpoint "
@@ -292,6 +321,9 @@ class _Judge:
             if response.status_code == 200:
                 return response
             failure = f"status {response.status_code}: {_excerpt(response.text)}"
+            if response.status_code == 400 and self.usual and _LIMITS.search(response.text):
+                self.usual = False
+                continue
             if response.status_code not in _WAITS and response.status_code < 500:
                 raise InputError(f"{where}: {failure}; {_remedy(response.status_code)}")
             said = response.headers.get("Retry-After", "")
