@@ -23,7 +23,7 @@ from workbench.evaluation.choosing import choose, first_best
 from workbench.evaluation.findings import findings, summarise
 from workbench.evaluation.grid import evaluate
 from workbench.evaluation.metrics import get_metric
-from workbench.evaluation.protocol import Found, ask, check_model
+from workbench.evaluation.protocol import ask, check_model
 from workbench.evaluation.results import ANSWER, Evaluation, read_rows
 from workbench.evaluation.settings import GridSettings, check_scores, read_retrieval
 from workbench.evaluation.summary import evaluation_table, qualities
@@ -112,21 +112,6 @@ def found_on(examples):
     names = ("example", "task", "user")
     found = [(e.name, e.task, e.user) for e in examples]
     return Known({n: pd.Series(c) for n, c in zip(names, zip(*found, strict=True), strict=True)})
-
-
-def test_a_user_known_by_a_row_s_id_alone_is_another_in_another_task(scores):
-    nameless = [replace(e, user=e.id) for e in wb.load_examples("testbed", "test", users=2)]
-    other = [replace(e, task="testbed-rating") for e in nameless if e.task == TAG]
-    assert not any(e in heads_from(other) for e in nameless if e.task != "testbed-rating")
-    assert all(e in heads_from(nameless) for e in nameless)
-    assert replace(nameless[0], id="q", user=other[0].id) not in heads_from(other)
-    named = wb.load_examples("testbed", "test", users=2)
-    tagged = [e for e in named if e.task == TAG]
-    assert all(e in heads_from(tagged) for e in named)  # the same person, another task
-
-
-def heads_from(examples):
-    return Found(found_on(examples))
 
 
 def test_a_split_of_which_all_users_served_for_heads_is_refused():
