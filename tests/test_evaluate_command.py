@@ -10,6 +10,7 @@ from test_cli import run
 from typer.testing import CliRunner
 
 from workbench.cli.commands import app
+from workbench.data.sources import load_examples
 from workbench.errors import InputError
 from workbench.scores import HeadScores
 
@@ -85,6 +86,8 @@ def test_rows_are_in_the_order_of_the_methods(home):
         (("-k", "4,33"), "K must be between 1 and 32 (the model's heads), got 33"),
         (("-k", "four"), "-k: wanted numbers like 1,2,4, got 'four'"),
         (("--gamma", "0.5,-1"), "gamma must be >= 0, got -1.0"),
+        (("--gamma", "0.5,H"), "--gamma: wanted numbers like 0.5,1, or entropy or entropy-share"),
+        (("--items", "4"), "items 5 there, 4 here. Ask with theirs (--items 5), score heads with"),
         (("--split", "discovery"), "name another split, or ask for it by name: --same-examples"),
         (("--heads", "nowhere"), "nowhere: no such run folder"),
         (("--retrieval-heads", "heads/manifest.json"), "manifest.json"),
@@ -128,6 +131,77 @@ def test_examples_that_heads_were_found_on_are_marked_in_every_table(home):
     assert f"LEAKED: heads were found on {leaked} of the test examples" in words
     assert "testbed-tag (LEAKED: heads were found on these examples or users)" in words
     assert json.loads((home / "leak/manifest.json").read_text())["settings"]["same_examples"]
+
+
+def test_heads_of_other_prompts_serve_if_they_are_asked_for_by_name(home):
+    options = ("--methods", "dps", "--items", "4", "--other-prompt", "--out", "other", "--json")
+    done = here("evaluate", "--heads", "heads", *TINY, *TAGS, *options)
+    told = "Heads were found with other prompts, as --other-prompt allows: items 5 there, 4 here."
+    assert told in json.loads(done.stdout)["protocol"]
+
+
+def test_gamma_takes_the_words_that_steer_takes(home):
+    options = ("--methods", "cad", "--out", "words", "--json")
+    few = ("--users", "1", "--validation-users", "1", "--gamma", "entropy,0.5, entropy-share")
+    here("evaluate", *few, *TAGS, *options)
+    choice = json.loads((home / "words/choices.json").read_text())["testbed-tag"]["cad"]
+    assert [c["gamma"] for c in choice["candidates"]] == [0.5, "H/lnV", "H"]
+
+
+def lamp_files(root):
+    """Two LaMP tasks of six authors each, the second in a folder with a low line."""
+    for folder, fields, golds in (
+        ("LaMP-2", ("description", "tag"), ("comedy", "war")),
+        ("LaMP_3", ("text", "score"), ("4", "5")),
+    ):
+        questions, outputs = [], []
+        for i in range(6):
+            items = [{"id": str(n), fields[0]: f"text {i} {n}", fields[1]: "4"} for n in range(2)]
+            name = f"{folder[-1]}{i}"
+            questions.append({"id": name, "input": f"Which one? review: {i}", "profile": items})
+            outputs.append({"id": name, "output": golds[i % 2].replace("war", "violence")})
+        (root / folder).mkdir(parents=True)
+        (root / folder / "dev_questions.json").write_text(json.dumps(questions))
+        (root / folder / "dev_outputs.json").write_text(json.dumps({"golds": outputs}))
+
+
+def test_several_lamp_tasks_are_one_run_and_one_family_of_tests(home):
+    lamp_files(home / "lamp")
+    data = ("--data", "lamp", "--root", "lamp", "--tasks", "LaMP-2,LaMP-3")
+    here("score", *data, "--users", "4", "-k", "2", "--out", "lamp-heads", "--json")
+    scored = HeadScores.load(home / "lamp-heads").data
+    assert set(scored["task"].values.tolist()) == {"LaMP-2", "LaMP-3"}
+    few = ("-k", "1", "--gamma", "0.5", "--max-new-tokens", "2", "--methods", "cad,dps")
+    options = ("--validation-users", "4", "--out", "lamp-run", "--seed", "1")
+    done = here("evaluate", *data, "--heads", "lamp-heads", *few, *options, "--json")
+    rows = [row for row in json.loads(done.stdout)["rows"] if row["primary"]]
+    assert [(row["task"], row["method"]) for row in rows] == [
+        (task, method) for task in ("LaMP-2", "LaMP-3") for method in ("plain", "cad", "dps")
+    ]
+    tested = [row for row in rows if row["p"] is not None]
+    smallest = min(tested, key=lambda row: row["p"])
+    assert smallest["p_holm"] == min(1, smallest["p"] * len(tested))
+    assert len(tested) == 4
+    titles = [
+        one["title"] for one in json.loads(here("tables", "lamp-run", "--json").stdout)["tables"]
+    ]
+    assert titles[:2] == ["Table 2. Classification", "Table 2. Rating"]
+
+
+def test_lamp_without_tasks_is_what_its_folder_holds(home):
+    lamp_files(home / "lamp2")
+    found = load_examples("lamp", root=home / "lamp2")
+    assert [e.task for e in found] == ["LaMP-2"] * 6 + ["LaMP-3"] * 6
+    twice = load_examples("lamp", root=home / "lamp2", tasks=["LaMP-3", "LaMP-3"])
+    assert [e.name for e in twice] == [f"LaMP-3/3{i}" for i in range(6)]
+    for tasks, told in (
+        (["LaMP-9"], "lamp holds no task LaMP-9; known are LaMP-1"),
+        (["LaMP-4"], "holds no folder LaMP-4 or LaMP_4"),
+    ):
+        with pytest.raises(InputError, match=told):
+            load_examples("lamp", root=home / "lamp2", tasks=tasks)
+    with pytest.raises(InputError, match="holds no LaMP task folder"):
+        load_examples("lamp", root=home / "heads")
 
 
 STOP = """

@@ -16,19 +16,32 @@ import pytest
 
 import workbench as wb
 from workbench import runs
+from workbench.data.prompts import build_prompts
 from workbench.data.tasks import get_task
 from workbench.data.testbed import testbed_path
 from workbench.evaluation import grid, methods, record, writing
 from workbench.evaluation.choosing import choose, first_best
-from workbench.evaluation.findings import findings, summarise
+from workbench.evaluation.findings import (
+    COPYING,
+    MACRO_F1,
+    findings,
+    protocol_lines,
+    summarise,
+)
 from workbench.evaluation.grid import evaluate
 from workbench.evaluation.metrics import get_metric
 from workbench.evaluation.protocol import ask, check_model
 from workbench.evaluation.results import ANSWER, Evaluation, read_rows
-from workbench.evaluation.settings import GridSettings, check_scores, read_retrieval
+from workbench.evaluation.settings import (
+    GridSettings,
+    check_scores,
+    head_sets,
+    read_retrieval,
+    usual_counts,
+)
 from workbench.evaluation.summary import evaluation_table, qualities
 from workbench.heads import HeadSet
-from workbench.steering.contrast import CAD, DoLa, Entropy
+from workbench.steering.contrast import CAD, DPS, DoLa, Entropy
 from workbench.steering.labels import decide
 
 CORPUS = testbed_path() / "corpus"
@@ -170,6 +183,56 @@ def test_heads_that_cannot_serve_are_refused_before_a_model_is_there(scores):
     check_scores(GridSettings(methods=("cad",), k=(99,)), None, ["LaMP-1"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"items": 4}, r"items 5 there, 4 here\. Ask with theirs \(--items 5\)"),
+        ({"style": "chat"}, "style plain there, chat here"),
+        ({"ranking": "bm25"}, r"ranking the task's own there, bm25 here.*\(no --ranking\)"),
+        ({"max_tokens": 512}, r"max-prompt-tokens 2048 there, 512 here"),
+    ],
+)
+def test_heads_that_were_found_with_other_prompts_are_refused_unless_allowed(changes, told, scores):
+    other = replace(SMALL, prompt=wb.PromptSettings(**changes))
+    with pytest.raises(wb.InputError, match=f"found with other prompts: {told}.*--other-prompt"):
+        check_scores(other, scores, [TAG, "testbed-rating"])
+    check_scores(replace(other, other_prompt=True), scores, [TAG])
+    check_scores(replace(other, methods=("cad",)), scores, [TAG])  # no method takes the heads
+
+
+def test_prompts_are_the_same_if_the_room_for_answers_or_the_ranking_s_name_alone_differs(scores):
+    ranking = get_task(TAG).ranking
+    assert ranking != "bm25"
+    for changes in ({"answer_tokens": 99}, {"ranking": ranking}):
+        check_scores(replace(SMALL, prompt=wb.PromptSettings(**changes)), scores, [TAG])
+    check_scores(
+        replace(SMALL, prompt=wb.PromptSettings(items=3)), replace(scores, manifest={}), [TAG]
+    )
+
+
+def test_the_usual_head_counts_grow_with_the_model():
+    expected = {
+        3: (1, 2),
+        32: (1, 2, 4, 8),
+        64: (1, 2, 4, 8),
+        144: (1, 2, 4, 8),
+        784: (4, 8, 15, 30),
+        1024: (5, 10, 20, 40),
+        5120: (25, 50, 100, 200),
+    }
+    assert {heads: usual_counts(heads) for heads in expected} == expected
+    assert GridSettings().head_counts(1024) == (5, 10, 20, 40)
+    assert GridSettings(k=(3,)).head_counts(1024) == (3,)
+
+
+def test_more_heads_than_were_screened_for_are_refused_with_a_smaller_k_as_remedy(scores):
+    screen = {"screen": {"k": 2, "by": "task", "whole": True}}
+    screened = replace(scores, manifest={"settings": screen})
+    assert set(head_sets(screened, [TAG], (1, 2))[TAG]) == {1, 2}
+    with pytest.raises(wb.InputError, match=r"K = 4 is to be tried.*top 2: name no larger -k"):
+        head_sets(screened, [TAG], (1, 4))
+
+
 def test_scores_of_another_model_are_refused_with_both_names(
     testbed_model, tiny_model, scores, tmp_path
 ):
@@ -213,6 +276,29 @@ def test_candidates_go_from_less_steering_to_more():
     assert len(set(keys)) == len(keys)
 
 
+def test_strengths_that_follow_the_entropy_come_after_the_constants_everywhere():
+    sets, share = {2: HEADS}, Entropy(normalised=True)
+    given = [Entropy(), 1.0, share, 0.5]
+    words = [0.5, 1.0, "H/lnV", "H"]
+    for found in (
+        methods.dps(sets, given),
+        methods.decore(sets, given),  # whose own is the last of these, and there once
+        methods.random(HEADS, given),
+        methods.cad(given),
+    ):
+        assert [c.settings["gamma"] for c in found] == words
+        assert [c.contrast.gamma for c in found] == [0.5, 1.0, share, Entropy()]
+        assert not any("/" in c.key for c in found)  # a key names a folder
+    pairs = methods.both(HEADS, [Entropy(), 1.0, 0.5])
+    assert [(c.settings["gamma"], c.settings["cad"]) for c in pairs] == [
+        *((0.5, 0.5), (0.5, 1.0), (1.0, 0.5), (1.0, 1.0)),
+        *((0.5, "H"), ("H", 0.5), (1.0, "H"), ("H", 1.0)),
+        ("H", "H"),
+    ]
+    assert pairs[4].words == "K 2, γ 0.5, CAD H"
+    assert len({c.key for c in methods.both(HEADS, given)}) == 16
+
+
 def test_a_candidate_s_answers_are_known_by_heads_and_strengths():
     same = methods.random(HeadSet.parse("L2H3, L0H1"), [0.5])[0]
     (one,) = methods.random(HEADS, [0.5])
@@ -248,6 +334,19 @@ def test_choices_follow_the_validation_users_answers():
     none = choose(examples, [(options[0], "too few layers"), (options[1], "too few layers")])
     assert none.candidate is None
     assert none.record()["failed"] == "too few layers"
+
+
+def test_candidates_that_are_all_equal_are_told_and_the_gentlest_is_taken():
+    examples = [e for e in wb.load_examples("testbed", "validation", users=1) if e.task == TAG]
+    right, wrong = [e.target for e in examples], ["no genre"] * 4
+    options = methods.cad([0.5, 1.0, 2.0])
+    same = choose(examples, list(zip(options, (wrong, "logits hold NaN", wrong), strict=True)))
+    assert same.record()["all_equal"] is True
+    assert same.candidate.contrast == CAD(0.5)
+    differ = choose(examples, list(zip(options, (wrong, wrong, right), strict=True)))
+    one = choose(examples, [(options[0], wrong), (options[1], "logits hold NaN")])
+    assert "all_equal" not in differ.record()
+    assert "all_equal" not in one.record()  # there was nothing to tell apart
 
 
 def test_of_errors_the_smallest_is_chosen():
@@ -449,8 +548,61 @@ def test_detected_retrieval_heads_are_kept_in_the_run(done, testbed_model):
     from workbench.discovery.copying import copy_scores, retrieval_heads
 
     kept = read_retrieval(done.folder / grid.RETRIEVAL)
-    expected = retrieval_heads(copy_scores(testbed_model, progress=False), 2).heads
-    assert kept.heads[:2] == expected.heads
+    expected = retrieval_heads(copy_scores(testbed_model, progress=False), 2)
+    assert kept.heads[:2] == expected.heads.heads
+    note = expected.note
+    assert json.loads((done.folder / COPYING).read_text()) == {"note": note}
+    (told,) = (line for line in protocol_lines(done) if line.startswith("DeCoRe's heads"))
+    assert told == (f"DeCoRe's heads were detected with random-token needle probes: {note}.")
+
+
+def test_an_entropy_is_a_strength_of_every_method_and_prefill(testbed_model, scores, tmp_path):
+    settings = replace(
+        SMALL,
+        methods=("cad", "decore", "random", "dps", "dps+cad"),
+        k=(2,),
+        gamma=(Entropy(normalised=True), Entropy()),
+        seeds=1,
+        prefill="shared",
+        max_new_tokens=3,
+    )
+    asked = ask("testbed", scores, tasks=[HEADLINE], users=2, validation_users=1)
+    options = {"scores": scores, "retrieval": HEADS, "retrieval_from": "l.json", "progress": False}
+    found = evaluate(testbed_model, asked, tmp_path, settings, **options)
+    assert found.manifest["settings"]["gamma"] == ["H/lnV", "H"]
+    choice = found.choices[HEADLINE]
+    for method in ("cad", "decore", "dps"):
+        assert [c["gamma"] for c in choice[method]["candidates"]] == ["H/lnV", "H"]
+    heads = HeadSet.parse(", ".join(choice["dps"]["heads"]))
+    strength = Entropy(normalised=choice["dps"]["gamma"] == "H/lnV")
+    written = wb.generate(
+        testbed_model, asked.test, DPS(heads, strength), prefill="shared", max_new_tokens=3
+    )
+    kept = found.answers[found.answers["method"] == "dps"]
+    assert kept["text"].tolist() == [answer.text for answer in written]
+    rows = evaluation_table(found)
+    assert only(rows, method="random", primary=True)["settings"].startswith("K 2, γ H")
+    lines = protocol_lines(found)
+    assert "DeCoRe's heads are those of l.json." in lines
+    assert evaluate(testbed_model, asked, tmp_path, settings, **options).choices == found.choices
+
+
+def test_heads_of_other_prompts_are_named_below_the_table(testbed_model, scores, tmp_path):
+    prompt = wb.PromptSettings(items=2)
+    settings = replace(SMALL, methods=("dps",), k=(1,), gamma=(0.5,), prompt=prompt)
+    asked = ask("testbed", scores, tasks=[TAG], users=1, validation_users=1)
+    with pytest.raises(wb.InputError, match="items 5 there, 2 here"):
+        evaluate(testbed_model, asked, tmp_path, settings, scores=scores)
+    allowed = replace(settings, other_prompt=True)
+    found = evaluate(testbed_model, asked, tmp_path, allowed, scores=scores, progress=False)
+    told = "Heads were found with other prompts, as --other-prompt allows: items 5 there, 2 here."
+    assert told in protocol_lines(found)
+    alone = wb.PromptSettings(items=0)
+    lengths = [
+        len(p.ids)
+        for p in build_prompts(asked.test, testbed_model.tokenizer, 512, alone, new_tokens=14)
+    ]
+    assert found.manifest["query_tokens"] == pytest.approx(sum(lengths) / len(lengths))
 
 
 def test_labels_are_decided_by_likelihood_and_texts_are_written(testbed_model, scores, tmp_path):
@@ -636,14 +788,74 @@ def test_the_table_is_written_as_plain_json(done, rows):
     words = json.loads((done.folder / "tables/findings.json").read_text())
     assert words["findings"] == found["findings"]
     assert "2 users of the validation split" in words["protocol"][0]
-    (strongest,) = (line for line in words["protocol"] if line.startswith("The strongest gamma"))
-    for task in (TAG, HEADLINE):
-        at_the_end = done.choices[task]["cad"]["gamma"] == 2.0
-        assert (f"cad on {task}" in strongest) == at_the_end
+    assert not any("other prompts" in line for line in words["protocol"])
     told = only(found["qualities"], task=HEADLINE, method="no-profile")
     assert told["kl"] > 0.01
     assert only(found["qualities"], task=HEADLINE, method="plain")["kl"] == 0
     assert told["unreadable"] is None
+
+
+CHOSEN = {
+    "dps": {"k": 8, "gamma": 2.0, "candidates": []},
+    "decore": {"k": 8, "gamma": "H"},
+    "cad": {"gamma": 1.0, "all_equal": True},
+    "random": {"seeds": [{"k": 8, "gamma": 0.5}, {"k": 8, "gamma": 0.5, "all_equal": True}]},
+    "dps+cad": {"k": 8, "gamma": 0.5, "cad": 2.0},
+    "dola": {"failed": "too few layers"},
+}
+
+
+def lines_of(tmp_path, choices, methods=("plain", "cad", "dps"), task=TAG, **more):
+    texts = {name: [["1"]] if name == "random" else ["1"] for name in methods}
+    tried = {"k": [4, 8], "gamma": [0.5, 1.0, 2.0, "H"]}
+    found = made(tmp_path, texts, ["1"], ["a"], task=task, **tried)
+    return protocol_lines(replace(found, choices={task: choices}, manifest=found.manifest | more))
+
+
+def test_the_largest_k_and_the_largest_gamma_are_warned_of_where_they_were_chosen(tmp_path):
+    (line,) = (one for one in lines_of(tmp_path, CHOSEN) if one.startswith("The largest"))
+    assert line == (
+        "The largest K (8) or gamma (2) tried was chosen, a larger one may do better: dps on "
+        f"{TAG} (K, gamma), decore on {TAG} (K), dps+cad on {TAG} (gamma)."
+    )
+    small = {"dps": {"k": 4, "gamma": 2.0}}
+    (line,) = (one for one in lines_of(tmp_path, small) if one.startswith("The largest"))
+    assert line.startswith("The largest gamma (2) tried was chosen")
+    inside = {"dps": {"k": 4, "gamma": "H"}}
+    assert not any("largest" in one for one in lines_of(tmp_path, inside))
+
+
+def test_cells_where_validation_told_nothing_apart_are_named(tmp_path):
+    told = "All candidates were equal on validation; the gentlest was taken"
+    assert f"{told}: cad on {TAG}, random on {TAG}." in lines_of(tmp_path, CHOSEN)
+    assert not any(told in line for line in lines_of(tmp_path, {"cad": {"gamma": 1.0}}))
+
+
+def test_the_protocol_says_among_what_each_method_s_settings_were_chosen(tmp_path):
+    names = ("plain", "random", "dps", "dps+cad")
+    (line,) = (one for one in lines_of(tmp_path, {}, names) if one.startswith("Chosen on"))
+    assert line == (
+        "Chosen on validation: DPS among K x gamma; random heads, a set a seed at DPS's K, among "
+        "gamma alone; DPS + CAD, with DPS's heads, among pairs of strengths and no other K."
+    )
+    assert not any("Chosen on" in line for line in lines_of(tmp_path, {}, ("plain", "no-profile")))
+
+
+def test_the_interval_of_macro_f1_is_explained_where_there_is_one(tmp_path):
+    rare = MACRO_F1[1:]
+    assert any(rare in line for line in lines_of(tmp_path, {}))
+    for task in ("testbed-rating", HEADLINE):
+        assert not any(rare in line for line in lines_of(tmp_path, {}, task=task))
+
+
+def test_what_is_special_about_the_users_is_said(tmp_path):
+    plain = lines_of(tmp_path, {}, users_inferred=False, users_recur=False)
+    inferred = set(lines_of(tmp_path, {}, users_inferred=True)) - set(plain)
+    recur = set(lines_of(tmp_path, {}, users_recur=True)) - set(plain)
+    assert [line[:20] for line in (*inferred, *recur)] == [
+        "Users were inferred:",
+        "Users recur between ",
+    ]
 
 
 # Many machines

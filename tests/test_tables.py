@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from workbench.cli.commands import app
 from workbench.discovery.shapes import shape_of
 from workbench.errors import InputError
-from workbench.evaluation import layout, operations, published, sheet
+from workbench.evaluation import finished, layout, operations, published, sheet
 from workbench.evaluation.results import FORMAT
 
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
@@ -186,7 +186,7 @@ def csv_rows(path):
 
 
 def sheets_of(*folders):
-    return layout.score_sheets([layout.load_run(folder) for folder in folders])
+    return layout.score_sheets([finished.load_run(folder) for folder in folders])
 
 
 def test_the_papers_number_stands_beside_ours(tmp_path):
@@ -244,6 +244,78 @@ def test_readings_are_lines_of_their_own_and_kinds_tables_of_their_own(tmp_path)
     assert cells(found[2])["LaMP-3", "DPS", "strict"]["paper RMSE"] == "0.9278"
 
 
+def test_the_papers_number_stands_beside_the_strict_reading_alone(tmp_path):
+    rows = [
+        row("LaMP-2", "dps", "accuracy", 0.5, reading=reading) for reading in ("strict", "lenient")
+    ]
+    (found,) = sheets_of(evaluation(tmp_path / "run", LLAMA, rows))
+    table = cells(found)
+    assert table["LaMP-2", "DPS", "strict"]["paper accuracy"] == "0.4610"
+    assert table["LaMP-2", "DPS", "lenient"]["paper accuracy"] == "–"
+    assert {r["reading"]: r["paper"] for r in found.records} == {"strict": 0.461, "lenient": None}
+    assert "the strict reading: its numbers stand beside that alone" in found.note
+    decided = [row("LaMP-2", "dps", "accuracy", 0.5, reading="likelihood")]
+    (found,) = sheets_of(evaluation(tmp_path / "decided", LLAMA, decided))
+    assert "paper" not in found.header
+
+
+def test_holm_is_over_all_runs_of_a_model(tmp_path):
+    p = {("a", "dps"): 0.01, ("a", "cad"): 0.03, ("b", "dps"): 0.02, ("b", "cad"): 0.04}
+    tasks = {"a": "LaMP-4", "b": "LaMP-7"}
+    folders = []
+    for name, task in tasks.items():
+        rows = [row(task, "plain", "ROUGE-1", 0.1), row(task, "plain", "ROUGE-L", 0.1)]
+        for method in ("dps", "cad"):
+            found = differs(0.05, p[name, method])
+            rows.append(row(task, method, "ROUGE-1", 0.15, **found | {"p_holm": 0.01}))
+            rows.append(row(task, method, "ROUGE-L", 0.15, **found | {"p": None, "p_holm": None}))
+        folders.append(evaluation(tmp_path / name, LLAMA, rows))
+    other = [row("LaMP-4", "dps", "ROUGE-1", 0.1, **differs(0.05, 0.03) | {"p_holm": 0.031})]
+    folders.append(evaluation(tmp_path / "c", "Qwen/Qwen2-7B-Instruct", other))
+    (found,) = sheets_of(*folders)
+    after = {
+        (one["model"], one["task"], one["method"]): one["p_holm"]
+        for one in found.records
+        if one["metric"] == "ROUGE-1" and one["method"] != "plain"
+    }
+    assert after == {
+        (LLAMA, "LaMP-4", "dps"): pytest.approx(0.04),  # by hand: 4 x .01, 3 x .02, 2 x .03
+        (LLAMA, "LaMP-7", "dps"): pytest.approx(0.06),
+        (LLAMA, "LaMP-4", "cad"): pytest.approx(0.06),
+        (LLAMA, "LaMP-7", "cad"): pytest.approx(0.06),  # never below one before it
+        ("Qwen/Qwen2-7B-Instruct", "LaMP-4", "dps"): 0.031,  # a single run's stay
+    }
+    marked = {(line[0], line[1], line[2]) for line in found.rows if "▲" in line[3]}
+    assert marked == {
+        (LLAMA, "LaMP-4", "DPS"),
+        ("Qwen/Qwen2-7B-Instruct", "LaMP-4", "DPS"),
+    }
+    assert f"Holm is over all tests of a model, here of 2 runs of {LLAMA} together" in found.note
+    (alone,) = sheets_of(folders[0])
+    assert "Holm is over" not in alone.note
+    assert {one["p_holm"] for one in alone.records} == {0.01, None}
+
+
+def test_the_note_says_what_users_heads_and_macro_f1_are_worth(tmp_path):
+    rows = [row("LaMP-2", "decore", "macro F1", 0.5, reading="strict"), *HEADLINES]
+    folder = evaluation(tmp_path / "run", LLAMA, rows)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"users_inferred": True, "other_prompt": "items 5 there, 4 here"}
+    manifest["retrieval_from"] = "wu.json"
+    manifest["settings"]["methods"].append("decore")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    generation, classification = sheets_of(folder)
+    for words in (
+        "Users were inferred: the files name none",
+        "as --other-prompt allows: items 5 there, 4 here.",
+        "DeCoRe's heads are those of wu.json.",
+    ):
+        assert words in generation.note
+        assert words in classification.note
+    assert "a resample of users that lacks a label counts 0" in classification.note
+    assert "lacks a label" not in generation.note
+
+
 def test_the_note_names_splits_users_settings_leaks_and_missing_cells(tmp_path):
     rows = [
         *(dict(r, leaked=True) for r in HEADLINES),
@@ -298,7 +370,7 @@ def test_an_evaluation_without_its_table_is_refused_with_the_remedy(tmp_path):
     folder = evaluation(tmp_path / "run", LLAMA, HEADLINES)
     (folder / "tables/evaluation.json").unlink()
     with pytest.raises(InputError, match="run the same command again to finish"):
-        layout.load_run(folder)
+        finished.load_run(folder)
 
 
 # On paper
@@ -520,6 +592,24 @@ def test_tables_writes_and_prints_the_same(tmp_path):
     rows = csv_rows(run / "tables/table-1.csv")
     assert float(rows[1]["value"]) == 0.1712
     assert float(rows[1]["paper"]) == 0.1787
+
+
+def test_cads_second_prompt_is_as_long_as_the_runs_queries_are(tmp_path):
+    shape = shape_of(tiny().config)
+    run = evaluation(tmp_path / "run", "tiny", HEADLINES, shape, heads=(4, 4, 4))
+
+    def cad(*options):
+        command(run, "--prompts", "20", *options)
+        rows = csv_rows(run / "tables/table-3.csv")
+        return int(next(row["operations"] for row in rows if row["way"] == "cad"))
+
+    assert cad() == cad("--query-tokens", "64")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest |= {"query_tokens": 6.6, "examples": {"test": 10}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert cad() == cad("--query-tokens", "7") < cad("--query-tokens", "8")
+    assert cad() == cad("--query-tokens", "7")
+    assert "is taken to have 7 tokens" in (run / "tables/table-3.md").read_text(encoding="utf-8")
 
 
 def test_a_run_without_a_shape_goes_without_table_3_and_says_how_to_get_it(tmp_path):

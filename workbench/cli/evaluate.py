@@ -11,10 +11,11 @@ import typer
 
 from workbench.cli import failures
 from workbench.cli import options as opt
+from workbench.cli.steer import ENTROPY
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
-    pass
+    from workbench.steering.contrast import Strength
 
 _DATA, _GRID, _RUN = "Data", "Grid", "Run"
 ALL = "plain,no-profile,cad,dola,decore,random,dps,dps+cad"
@@ -29,9 +30,7 @@ def evaluate(
     methods: Annotated[
         str, typer.Option(help="Rows of the table; plain is always there.", rich_help_panel=_GRID)
     ] = ALL,
-    tasks: Annotated[
-        str | None, typer.Option(help="Tasks of the data; all if unset.", rich_help_panel=_DATA)
-    ] = None,
+    tasks: opt.Tasks = None,
     data: opt.Data = "testbed",
     root: opt.Root = None,
     split: Annotated[
@@ -76,12 +75,18 @@ def evaluate(
         str | None,
         typer.Option(
             "-k",
-            help="Sizes of head sets to choose from; 1,2,4,8 if unset.",
+            help="Sizes of head sets to choose from; if unset 1,2,4,8, and of more than 200 heads "
+            "0.5, 1, 2 and 4 %: 5,10,20,40 of 1,024.",
             rich_help_panel=_GRID,
         ),
     ] = None,
     gamma: Annotated[
-        str, typer.Option(help="Strengths to choose from.", rich_help_panel=_GRID)
+        str,
+        typer.Option(
+            help="Strengths to choose from: numbers; entropy, the released code's; entropy-share, "
+            "that as a share of its maximum.",
+            rich_help_panel=_GRID,
+        ),
     ] = "0.25,0.5,1,2",
     retrieval_heads: Annotated[
         Path | None,
@@ -105,6 +110,14 @@ def evaluate(
             rich_help_panel=_GRID,
         ),
     ] = "masked",
+    other_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--other-prompt",
+            help="Allow heads that were found with other prompts: style, items, ranking or budget.",
+            rich_help_panel=_GRID,
+        ),
+    ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Random head sets.", rich_help_panel=_GRID)] = 3,
     style: opt.Style = "plain",
     items: opt.Items = 5,
@@ -133,9 +146,9 @@ def evaluate(
     from workbench.scores import HeadScores
 
     settings = GridSettings(
-        methods=tuple(_names(methods)),
+        methods=tuple(opt.names(methods) or ()),
         k=None if k is None else tuple(_numbers("-k", k, int)),
-        gamma=tuple(_numbers("--gamma", gamma, float)),
+        gamma=_strengths(gamma),
         seeds=seeds,
         seed=seed,
         decide=cast(Any, decide),
@@ -145,6 +158,7 @@ def evaluate(
             cast(Any, style), items, cast(Any, ranking), max_prompt_tokens, max_new_tokens
         ),
         batch_tokens=batch_tokens,
+        other_prompt=other_prompt,
     )
     scores = HeadScores.load(heads) if heads is not None else None
     asked = ask(
@@ -153,7 +167,7 @@ def evaluate(
         split=split,
         validation_split=validation_split,
         root=root,
-        tasks=None if tasks is None else _names(tasks),
+        tasks=opt.names(tasks),
         users=users,
         validation_users=validation_users,
         same_examples=same_examples,
@@ -173,6 +187,7 @@ def evaluate(
             scores=scores,
             retrieval=retrieval,
             heads_from=str(heads),
+            retrieval_from="" if retrieval_heads is None else retrieval_heads.name,
             ray=joined,
             progress=not as_json,
         )
@@ -189,15 +204,25 @@ def _beside(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}-evaluation")
 
 
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _numbers(option: str, text: str, kind: type) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"{option}: wanted numbers like 1,2,4, got {text!r}") from None
+
+
+def _strengths(text: str) -> tuple[Strength, ...]:
+    from workbench.steering.contrast import Entropy
+
+    try:
+        return tuple(
+            Entropy(normalised=ENTROPY[word]) if word in ENTROPY else float(word)
+            for word in (part.strip() for part in text.split(","))
+        )
+    except ValueError:
+        raise InputError(
+            f"--gamma: wanted numbers like 0.5,1, or {' or '.join(ENTROPY)}, got {text!r}"
+        ) from None
 
 
 # What is printed, in 80 columns

@@ -46,8 +46,15 @@ Threads = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="testbed, lamp:LaMP-4 or longlamp:product_review_user, and the like.",
+        help="testbed, lamp:LaMP-4 or longlamp:product_review_user, and the like; lamp for several "
+        "tasks of one folder.",
         rich_help_panel=_DATA,
+    ),
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        help="Tasks of the data, such as LaMP-1,LaMP-2; all if unset.", rich_help_panel=_DATA
     ),
 ]
 Root = Annotated[
@@ -154,6 +161,13 @@ Out = Annotated[
     Path | None, typer.Option(help="Run folder; runs/NAME by default.", rich_help_panel=_RUN)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")]
+
+
+def names(text: str | None) -> list[str] | None:
+    """What stands between commas; None if the option is unset."""
+    if text is None:
+        return None
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def open_model(

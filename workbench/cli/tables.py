@@ -14,7 +14,7 @@ from workbench.errors import InputError
 
 if TYPE_CHECKING:
     from workbench.discovery.shapes import Shape
-    from workbench.evaluation.layout import Run
+    from workbench.evaluation.finished import Run
     from workbench.evaluation.sheet import Sheet
 
 _COUNT = "Table 3"
@@ -40,18 +40,21 @@ def tables(
         typer.Option(help="Tokens of the prompts; 512,1024,2048 if unset.", rich_help_panel=_COUNT),
     ] = None,
     query_tokens: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, help="Tokens of a prompt without profile, for CAD.", rich_help_panel=_COUNT
+            min=1,
+            help="Tokens of a prompt without profile, for CAD; if unset their mean in the run, "
+            "and 64 if it doesn't say.",
+            rich_help_panel=_COUNT,
         ),
-    ] = 64,
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the files; RUN/tables for a single run.")
     ] = None,
     as_json: opt.Json = False,
 ) -> None:
     """The paper's tables 1, 2 and 3 beside its numbers: Markdown, LaTeX and CSV."""
-    from workbench.evaluation import layout, sheet
+    from workbench.evaluation import finished, layout, sheet
 
     notes: list[str] = []
     if published:
@@ -64,11 +67,12 @@ def tables(
         if out is None and len(run) > 1:
             raise InputError(f"{len(run)} runs in one table: name a folder for it with --out")
         out = out or run[0] / "tables"
-        given = [layout.load_run(folder) for folder in run]
+        given = [finished.load_run(folder) for folder in run]
         sheets = layout.score_sheets(given)
         shapes, notes = _shapes(given, model)
         if shapes:
-            sheets.append(layout.cost_sheet(shapes, _numbers(prompts), query_tokens))
+            queries = query_tokens or finished.query_tokens(given)
+            sheets.append(layout.cost_sheet(shapes, _numbers(prompts), queries))
     written = sheet.write(sheets, out) if out is not None else []
     _show(sheets, written, notes, as_json)
 

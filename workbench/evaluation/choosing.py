@@ -41,8 +41,15 @@ class Choice:
             "words": self.candidate.words,
             "metric": self.metric,
             "validation": value,
+            **({"all_equal": True} if self.all_equal else {}),
             "candidates": self._listed(),
         }
+
+    @property
+    def all_equal(self) -> bool:
+        """Whether several candidates answered, and all of them equally well."""
+        values = [value for _, value in self.tried if not isinstance(value, str)]
+        return len(values) > 1 and len(set(values)) == 1
 
     @property
     def why(self) -> str:

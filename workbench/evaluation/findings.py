@@ -6,10 +6,12 @@ An effect is named only where it is shown.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from workbench import runs
+from workbench.data.tasks import get_task
 from workbench.evaluation.methods import PLAIN
 from workbench.evaluation.results import Evaluation
 from workbench.evaluation.summary import (
@@ -21,6 +23,19 @@ from workbench.evaluation.summary import (
 )
 
 QUALITIES, FINDINGS = "tables/qualities.json", "tables/findings.json"
+COPYING = "copying.json"  # in the run folder: what detected retrieval heads are worth, in words
+MACRO_F1 = (
+    "macro F1 is over all labels of a task; a resample of users that lacks a label counts 0 for "
+    "it, so that the interval lies low where labels are rare."
+)
+_TUNED = {
+    "dps": "DPS among K x gamma",
+    "decore": "DeCoRe among K x strengths",
+    "cad": "CAD among gamma",
+    "dola": "DoLa between two halves of the layers",
+    "random": "random heads, a set a seed at DPS's K, among gamma alone",
+    "dps+cad": "DPS + CAD, with DPS's heads, among pairs of strengths and no other K",
+}
 
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -109,14 +124,17 @@ def protocol_lines(evaluation: Evaluation) -> list[str]:
         "tasks, of each task's first metric; other metrics have no p. DPS against random heads "
         "is adjusted over the tasks.",
     ]
+    tuned = [words for name, words in _TUNED.items() if name in settings["methods"]]
+    if tuned:
+        lines.append(f"Chosen on validation: {'; '.join(tuned)}.")
+    if any(get_task(task).kind == "classification" for task in settings["tasks"]):
+        lines.append(f"{MACRO_F1[0].upper()}{MACRO_F1[1:]}")
+    lines += about_users(manifest)
     if manifest["left_out_users"]:
         left_out = _users(manifest["left_out_users"])
         lines.append(f"Left out: {left_out} that heads were found on.")
-    if strongest := _strongest(evaluation):
-        lines.append(
-            "The strongest gamma tried was chosen, so that a larger one may do better: "
-            f"{', '.join(strongest)}."
-        )
+    lines += [*_strongest(evaluation), *_all_equal(evaluation)]
+    lines += about_heads(manifest, evaluation.folder)
     if settings["leaked"]:
         lines.append(
             f"LEAKED: heads were found on {len(settings['leaked'])} of the test examples or on "
@@ -131,16 +149,84 @@ def _users(count: int) -> str:
     return "1 user" if count == 1 else f"{count} users"
 
 
-def _strongest(evaluation: Evaluation) -> list[str]:
-    """Task and method of every cell that took the largest gamma of the grid."""
-    largest = max(evaluation.manifest["settings"]["gamma"])
-    found = []
+def about_users(manifest: Mapping[str, Any]) -> list[str]:
+    """What is special about the users of the data, a sentence each."""
+    told = {
+        "users_inferred": "Users were inferred: the files name none; rows whose profiles share "
+        "half of their items are taken for one user's.",
+        "users_recur": "Users recur between splits, as the dataset is made; examples do not.",
+    }
+    return [sentence for name, sentence in told.items() if manifest.get(name)]
+
+
+def about_heads(manifest: Mapping[str, Any], folder: Path) -> list[str]:
+    """With what prompts preference heads were found, where they differ, and whence DeCoRe's are.
+
+    Args:
+        manifest: The run's.
+        folder: The run's.
+    """
+    lines = []
+    if different := manifest.get("other_prompt"):
+        lines.append(f"Heads were found with other prompts, as --other-prompt allows: {different}.")
+    if "decore" not in manifest["settings"]["methods"] or "retrieval_from" not in manifest:
+        return lines
+    if manifest["retrieval_from"] is not None:
+        return [*lines, f"DeCoRe's heads are those of {manifest['retrieval_from']}."]
+    path = folder / COPYING
+    found = f": {runs.read_json(path)['note']}" if path.is_file() else ""
+    return [*lines, f"DeCoRe's heads were detected with random-token needle probes{found}."]
+
+
+def _cells(evaluation: Evaluation) -> Iterator[tuple[str, str, list[Mapping[str, Any]]]]:
+    """Task, method and what was chosen, a record a seed."""
     for task, by_method in evaluation.choices.items():
         for method, choice in by_method.items():
-            records = choice.get("seeds", [choice])
-            if any(largest in (one.get("gamma"), one.get("cad")) for one in records):
-                found.append(f"{method} on {task}")
-    return found
+            yield task, method, choice.get("seeds", [choice])
+
+
+def _strongest(evaluation: Evaluation) -> list[str]:
+    """The cells that took the largest K or the largest constant gamma of the grid, in a line."""
+    settings = evaluation.manifest["settings"]
+    constants = [gamma for gamma in settings["gamma"] if not isinstance(gamma, str)]
+    largest: dict[str, Any] = {
+        "K": max(settings.get("k", ()), default=None),
+        "gamma": max(constants, default=None),
+    }
+    keys = {"K": ("k",), "gamma": ("gamma", "cad")}
+    found, tried = [], dict[str, float]()
+    for task, method, records in _cells(evaluation):
+        # The others have DPS's K: nothing was chosen there.
+        names = ("K", "gamma") if method in ("dps", "decore") else ("gamma",)
+        at_the_end = [
+            name
+            for name in names
+            if any(
+                largest[name] in [one[key] for key in keys[name] if key in one] for one in records
+            )
+        ]
+        if at_the_end:
+            tried |= {name: largest[name] for name in at_the_end}
+            found.append(f"{method} on {task} ({', '.join(at_the_end)})")
+    if not found:
+        return []
+    named = " or ".join(f"{name} ({tried[name]:g})" for name in largest if name in tried)
+    return [
+        f"The largest {named} tried was chosen, a larger one may do better: {', '.join(found)}."
+    ]
+
+
+def _all_equal(evaluation: Evaluation) -> list[str]:
+    """The cells where validation users told candidates apart in nothing, in a line."""
+    found = [
+        f"{method} on {task}"
+        for task, method, records in _cells(evaluation)
+        if any(one.get("all_equal") for one in records)
+    ]
+    if not found:
+        return []
+    told = "All candidates were equal on validation; the gentlest was taken"
+    return [f"{told}: {', '.join(found)}."]
 
 
 def summarise(evaluation: Evaluation) -> dict[str, Any]:

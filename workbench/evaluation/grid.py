@@ -3,7 +3,7 @@
 1. Every method's candidates answer the validation users' queries; the best by the task's primary
    metric is taken, and of equals the first, which is the one that steers least.
 2. Random heads are matched, layer by layer, to the set that was chosen for DPS, and DPS + CAD takes
-   that set; both have candidates of their own, which answer next.
+   that set; both have candidates of their own, which answer next: strengths, and no other K.
 3. The chosen ones, the plain model and the model without profiles answer the test users' queries.
 
 All methods see the same prompts: the same retrieval and the same truncation.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,12 @@ from workbench.data.examples import Example
 from workbench.data.prompts import Prompt, build_prompts
 from workbench.discovery import cluster
 from workbench.discovery.cluster import RayOptions
-from workbench.discovery.copying import copy_scores
+from workbench.discovery.copying import copy_scores, retrieval_heads
 from workbench.discovery.crew import Crew
 from workbench.errors import InputError
 from workbench.evaluation import methods as ways
 from workbench.evaluation.choosing import Choice, choose
+from workbench.evaluation.findings import COPYING
 from workbench.evaluation.methods import Candidate
 from workbench.evaluation.protocol import Asked, check_model
 from workbench.evaluation.record import manifest_of, write_examples
@@ -39,7 +41,13 @@ from workbench.evaluation.results import (
     load_evaluation,
     stage,
 )
-from workbench.evaluation.settings import GridSettings, check_scores, head_sets
+from workbench.evaluation.settings import (
+    GridSettings,
+    check_scores,
+    differences_in_words,
+    head_sets,
+    prompt_differences,
+)
 from workbench.evaluation.writing import (
     VALIDATION,
     AnswerJob,
@@ -69,13 +77,16 @@ def evaluate(
     scores: HeadScores | None = None,
     retrieval: HeadSet | None = None,
     heads_from: str = "the run",
+    retrieval_from: str = "a given set",
     ray: RayOptions | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Answer all test queries by every method, with settings chosen on validation users.
 
-    The random control is as tuned as DPS: each seed's set gets the gamma that is best for it on
-    the validation users. (`analysis.gain` gives random sets the gamma that was chosen for DPS.)
+    The random control is tuned less than DPS: DPS is the best of K x gamma on the validation users,
+    each seed's random set, at DPS's K, the best of gamma alone. DPS + CAD is the best of all pairs
+    of strengths with DPS's set; its K isn't chosen again. (`analysis.gain` gives random sets the
+    gamma that was chosen for DPS.)
 
     Args:
         model: From `load_model`.
@@ -86,6 +97,7 @@ def evaluate(
         scores: Head scores of this model, for methods with preference heads.
         retrieval: DeCoRe's heads, the highest first; detected with copying probes if None.
         heads_from: What the scores are called in messages.
+        retrieval_from: What DeCoRe's heads, if they are given, are called below the table.
         ray: Answer on the workers of a Ray cluster.
         progress: Show a bar on the terminal.
 
@@ -109,6 +121,9 @@ def evaluate(
     prompts = {name: _prompts(model, settings, part) for name, part in _groups(asked).items()}
     manifest = manifest_of(model, settings, asked, prompts, sets, retrieval)
     manifest["heads_from"] = heads_from if settings.on_heads else None
+    manifest["retrieval_from"] = None if retrieval is None else retrieval_from
+    manifest["query_tokens"] = _query_tokens(model, settings, asked.test)
+    _tell(manifest, settings, scores, names)
     try:
         with ExitStack() as stack:
             stack.enter_context(runs.hold(folder))
@@ -132,6 +147,23 @@ def evaluate(
     return load_evaluation(folder)
 
 
+def _tell(
+    manifest: dict[str, Any],
+    settings: GridSettings,
+    scores: HeadScores | None,
+    tasks: Sequence[str],
+) -> None:
+    """Strengths as tables name them; and, as it changes no answer, beside the settings how the
+    prompts that heads were found with differ.
+    """
+    gammas = [ways.plain_strength(gamma) for gamma in ways.in_order(settings.gamma)]
+    manifest["settings"]["gamma"] = gammas
+    del manifest["settings"]["other_prompt"]
+    if scores is not None and settings.on_heads:
+        different = prompt_differences(settings.prompt, scores, tasks)
+        manifest["other_prompt"] = differences_in_words(different)
+
+
 def _groups(asked: Asked) -> dict[str, Sequence[Example]]:
     return {"validation": asked.validation, "test": asked.test}
 
@@ -146,6 +178,14 @@ def _prompts(
         settings.prompt,
         new_tokens=settings.max_new_tokens,
     )
+
+
+def _query_tokens(
+    model: TransformerBridge, settings: GridSettings, examples: Sequence[Example]
+) -> float:
+    """Mean tokens of a prompt without profile, CAD's second one; table 3 counts with it."""
+    without = replace(settings, prompt=replace(settings.prompt, items=0))
+    return float(np.mean([len(prompt.ids) for prompt in _prompts(model, without, examples)]))
 
 
 def _job(settings: GridSettings) -> AnswerJob:
@@ -177,7 +217,7 @@ def _retrieval(
 ) -> dict[int, HeadSet] | str:
     """K -> the highest retrieval heads, or why they can't be detected in this model.
 
-    What was detected is kept in the run folder.
+    What was detected is kept in the run folder, with how many of them copy above chance.
     """
     shape = heads_per_layer(model)
     if given is None:
@@ -187,6 +227,8 @@ def _retrieval(
                 found = copy_scores(model, progress=progress)
             except InputError as error:
                 return f"retrieval heads can't be detected: {error}"
+            above = retrieval_heads(found, min(max(counts), sum(shape))).note
+            runs.write_text(folder / COPYING, json.dumps({"note": above}) + "\n")
             lists = {
                 f"{h.layer}-{h.head}": found.sel(layer=h.layer, head=h.head).values.tolist()
                 for h in all_heads(shape)
@@ -308,7 +350,8 @@ class _Grid:
         for task in self.tasks:
             tried = sum(map(len, self._independent(task).values()))
             seeds = s.seeds if ways.RANDOM in s.methods else 0
-            tried += len(s.gamma) * seeds + len(s.gamma) ** 2 * (ways.BOTH in s.methods)
+            strengths = len(ways.in_order(s.gamma))
+            tried += strengths * seeds + strengths**2 * (ways.BOTH in s.methods)
             final = len(s.methods) + max(0, seeds - 1)
             total += tried * len(self.validation[task]) + final * len(self.test[task])
         return total

@@ -7,22 +7,19 @@ model, task, method and reading. Table 3 is counted from the models' shapes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from workbench import runs
 from workbench.data.tasks import TASKS, get_task
 from workbench.discovery.shapes import Shape
 from workbench.errors import InputError
 from workbench.evaluation import operations, published
-from workbench.evaluation.findings import LEVEL
-from workbench.evaluation.results import CHOICES, FORMAT
+from workbench.evaluation.findings import LEVEL, MACRO_F1, about_heads, about_users
+from workbench.evaluation.finished import Run, adjusted, check_apart, several_in_words
 from workbench.evaluation.sheet import NOTHING, Sheet, with_interval
-from workbench.evaluation.summary import TABLE
 from workbench.heads import Head
 
 PROMPTS, NEW_TOKENS = tuple(published.OPERATIONS), published.NEW_TOKENS
+QUERY = 64  # tokens of a prompt without profile, where no run says
 _UNITS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 COST_TITLE = "Table 3. Operations of one generation"
 BETTER, WORSE, LEAKED = "▲", "▼", "†"
@@ -52,46 +49,6 @@ _WAYS = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """What the tables need of an evaluation.
-
-    Attributes:
-        folder: Where it lies.
-        manifest: How it came about.
-        rows: The cells that `workbench evaluate` summed up, a mapping each.
-        choices: task -> method -> the settings chosen on validation users.
-    """
-
-    folder: Path
-    manifest: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
-    choices: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return str(self.manifest["settings"]["model"])
-
-
-def load_run(folder: Path) -> Run:
-    """Open a finished evaluation.
-
-    Raises:
-        InputError: The folder holds no evaluation, or one that isn't finished.
-    """
-    manifest = runs.read_manifest(folder, FORMAT)
-    path = folder / TABLE
-    if not path.is_file():
-        raise InputError(
-            f"{path}: no such file; `workbench evaluate` writes it when all cells are done: run "
-            "the same command again to finish them"
-        )
-    rows = runs.read_json(path)
-    choices = folder / CHOICES
-    return Run(folder, manifest, rows, runs.read_json(choices) if choices.is_file() else {})
-
-
 def short(label: str) -> str:
     """A metric's name in a table's head; METEOR's label says which stages it has."""
     return "METEOR" if label.startswith("METEOR") else _SHORT.get(label, label)
@@ -103,12 +60,12 @@ def score_sheets(given: Sequence[Run]) -> list[Sheet]:
     Raises:
         InputError: Two runs have a number for the same cell.
     """
-    _check_apart(given)
-    sheets = []
+    check_apart(given)
+    given, sheets = adjusted(given), []
     for kind, (name, title) in _KINDS.items():
         rows = [(run, row) for run in given for row in run.rows if _kind(row) == kind]
         if rows:
-            sheets.append(_scores(name, title, rows))
+            sheets.append(_scores(name, title, rows, several_in_words(given)))
     return sheets
 
 
@@ -116,20 +73,10 @@ def _kind(row: Mapping[str, Any]) -> str:
     return get_task(row["task"]).kind
 
 
-def _check_apart(given: Sequence[Run]) -> None:
-    seen: dict[tuple[str, ...], Path] = {}
-    for run in given:
-        for row in run.rows:
-            key = (run.model, row["task"], row["method"], row["reading"], row["metric"])
-            if key in seen:
-                raise InputError(
-                    f"{run.folder} and {seen[key]} both hold {row['metric']} of {row['method']} on "
-                    f"{row['task']} by {run.model}; give one of them"
-                )
-            seen[key] = run.folder
-
-
 def _paper(run: Run, row: Mapping[str, Any]) -> float | None:
+    """The paper's number for a cell; it reads predictions as they come, which is strictly."""
+    if row["reading"] not in (None, "strict"):
+        return None
     return published.published(run.model, row["method"], row["task"], short(row["metric"]))
 
 
@@ -141,7 +88,9 @@ def _mark(row: Mapping[str, Any]) -> str:
     return BETTER if (low > 0) == (row["better"] == "higher") else WORSE
 
 
-def _scores(name: str, title: str, rows: Sequence[tuple[Run, Mapping[str, Any]]]) -> Sheet:
+def _scores(
+    name: str, title: str, rows: Sequence[tuple[Run, Mapping[str, Any]]], several: str
+) -> Sheet:
     found = {short(row["metric"]) for _, row in rows}
     metrics = [m for m in _ORDER if m in found] + sorted(found - set(_ORDER))
     beside = {m for m in metrics for r, row in rows if short(row["metric"]) == m and _paper(r, row)}
@@ -169,7 +118,7 @@ def _scores(name: str, title: str, rows: Sequence[tuple[Run, Mapping[str, Any]]]
         title,
         [*header, "n", "users"],
         lines,
-        _note(rows, bool(beside)),
+        _note(rows, bool(beside), several),
         [_record(title, run, row) for run, row in rows],
         words,
     )
@@ -198,16 +147,20 @@ def _record(title: str, run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
     return {"table": title, "model": run.model, **row, "holm": verdict, "paper": _paper(run, row)}
 
 
-def _note(rows: Sequence[tuple[Run, Mapping[str, Any]]], beside: bool) -> str:
+def _note(rows: Sequence[tuple[Run, Mapping[str, Any]]], beside: bool, several: str) -> str:
     """What a reader has to know beside tables 1 and 2."""
     parts = [
         f"In brackets 95 % intervals over users; {BETTER} better and {WORSE} worse than plain, "
         "paired over users, p after Holm < .05 and the difference's interval without 0. Tested: "
-        f"{_tested(row for _, row in rows)}."
+        f"{_tested(row for _, row in rows)}.",
+        several,
     ]
+    if any(row["metric"] == "macro F1" for _, row in rows):
+        parts.append(f"In {MACRO_F1}")
     for run in {str(run.folder): run for run, _ in rows}.values():
         tasks = dict.fromkeys(row["task"] for other, row in rows if other is run)
         parts += [_protocol(run, list(tasks)), published.family_note(run.model) if beside else ""]
+        parts += [*about_users(run.manifest), *about_heads(run.manifest, run.folder)]
     if any(row["leaked"] for _, row in rows):
         parts.append(f"{LEAKED} Heads were found on some of these examples or on their users.")
     if len({row["metric"] for _, row in rows if short(row["metric"]) == "METEOR"}) > 1:
@@ -215,7 +168,8 @@ def _note(rows: Sequence[tuple[Run, Mapping[str, Any]]], beside: bool) -> str:
     elif variant := next((r["metric"] for _, r in rows if short(r["metric"]) == "METEOR"), ""):
         parts.append("" if variant == "METEOR" else f"{variant}: without WordNet's synonyms.")
     remarks = (f"{row['task']}, {row['method']}: {row['note']}." for _, row in rows if row["note"])
-    return " ".join([*filter(None, parts), *dict.fromkeys(remarks), *([published.NOTE] * beside)])
+    told = dict.fromkeys(filter(None, parts))  # two runs of a model say some things alike
+    return " ".join([*told, *dict.fromkeys(remarks), *([published.NOTE] * beside)])
 
 
 def _tested(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -269,7 +223,7 @@ def lowest_block(run: Run) -> int | None:
 def cost_sheet(
     models: Mapping[str, tuple[Shape, int | None]],
     prompts: Sequence[int] | None = None,
-    query: int = 64,
+    query: int | Mapping[str, int] = QUERY,
 ) -> Sheet:
     """Table 3: estimated operations of one generation.
 
@@ -277,20 +231,22 @@ def cost_sheet(
         models: Name -> its shape, and the block of the lowest gated head if that is known.
         prompts: Tokens of the prompt; the paper's if None, and shorter ones where none of those
             fits.
-        query: Tokens of CAD's prompt without the profile.
+        query: Tokens of CAD's prompt without the profile, of every model or by name; `QUERY` of
+            one that isn't named.
 
     Raises:
         InputError: No prompt has room for the new tokens in a model's context.
     """
     beside = any(published.family(model) == published.LLAMA for model in models)
-    found, remarks = [], []
+    found, remarks, queries = [], [], dict[str, int]()
     for model, (shape, lowest) in models.items():
         fitting = _fitting(model, shape, prompts)
         if max(fitting) < max(prompts or PROMPTS):
             remarks.append(f"Longer prompts don't fit into the {shape.context} tokens of {model}.")
         if lowest is not None:
             remarks.append(f"The lowest head of {model} is in block {lowest} of {shape.layers}.")
-        costs = operations.costs(shape, fitting, NEW_TOKENS, lowest=lowest, query=query)
+        queries[model] = query if isinstance(query, int) else query.get(model, QUERY)
+        costs = operations.costs(shape, fitting, NEW_TOKENS, lowest=lowest, query=queries[model])
         found += [(model, cost) for cost in costs]
     most = max(cost.operations for _, cost in found)
     unit = next((u for u in _UNITS if beside or most >= u[0]), _UNITS[-1])
@@ -298,9 +254,10 @@ def cost_sheet(
     header += ["paper, TFLOP", "paper, × plain"] if beside else []
     note = (
         f"Matrix products of one generation of {NEW_TOKENS} tokens, every query with every key, "
-        f"logits at one position a pass; CAD's second prompt has {query} tokens. Shared prefill "
-        "starts the second view from the prompt's cache and runs the prompt's last token and the "
-        "new ones again; lower blocks once: those below the lowest head run for both views."
+        f"logits at one position a pass; CAD's second prompt is taken to have {_queries(queries)} "
+        "tokens. Shared prefill starts the second view from the prompt's cache and runs the "
+        "prompt's last token and the new ones again; lower blocks once: those below the "
+        "lowest head run for both views."
     )
     if beside:
         note += " The paper doesn't say how it counts: compare its ratios, not its TFLOP."
@@ -310,6 +267,13 @@ def cost_sheet(
         for m, cost in found
     ]
     return Sheet("table-3", COST_TITLE, header, lines, " ".join([note, *remarks]), records, 3)
+
+
+def _queries(found: Mapping[str, int]) -> str:
+    """The tokens of CAD's second prompt, with the models' names where they differ."""
+    if len(set(found.values())) == 1:
+        return str(next(iter(found.values())))
+    return ", ".join(f"{tokens} ({model})" for model, tokens in found.items())
 
 
 def _fitting(model: str, shape: Shape, prompts: Sequence[int] | None) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from workbench import runs
@@ -51,7 +52,8 @@ class Candidate:
     @property
     def key(self) -> str:
         """A name for files."""
-        return "-".join(f"{name}{value}" for name, value in self.settings.items()) or "only"
+        named = "-".join(f"{name}{value}" for name, value in self.settings.items()) or "only"
+        return named.replace("/", "-by-")  # H/lnV: an entropy's share
 
     @property
     def words(self) -> str:
@@ -102,33 +104,49 @@ def fixed(method: str) -> Candidate:
     return Candidate(method, None if method == PLAIN else NoProfile())
 
 
-def dps(sets: Mapping[int, HeadSet], gammas: Sequence[float]) -> list[Candidate]:
+def in_order(gammas: Sequence[Strength]) -> list[Strength]:
+    """Strengths, each once: constants from small to large, then those that follow the entropy.
+
+    An entropy is a share of its maximum, at most 1, before it is in nats.
+    """
+    constants = {gamma for gamma in gammas if not isinstance(gamma, Entropy)}
+    following = {gamma for gamma in gammas if isinstance(gamma, Entropy)}
+    return [*sorted(constants), *sorted(following, key=lambda e: (not e.normalised, str(e)))]
+
+
+def plain_strength(gamma: Strength) -> float | str:
+    """A strength as files and tables name it."""
+    return str(gamma) if isinstance(gamma, Entropy) else float(gamma)
+
+
+def dps(sets: Mapping[int, HeadSet], gammas: Sequence[Strength]) -> list[Candidate]:
     """DPS for every K, a set each, and every gamma."""
     return [
         _on_heads("dps", DPS(sets[k], gamma), gamma, sets[k])
-        for gamma in sorted(gammas)
+        for gamma in in_order(gammas)
         for k in sorted(sets)
     ]
 
 
-def decore(sets: Mapping[int, HeadSet], gammas: Sequence[float]) -> list[Candidate]:
-    """DeCoRe with constant strengths and, after them, its own, which follows the entropy."""
-    strengths: list[Strength] = [*sorted(gammas), Entropy()]
+def decore(sets: Mapping[int, HeadSet], gammas: Sequence[Strength]) -> list[Candidate]:
+    """DeCoRe with these strengths and in any case its own, which follows the entropy."""
     return [
         _on_heads("decore", DeCoRe(sets[k], gamma), gamma, sets[k])
-        for gamma in strengths
+        for gamma in in_order([*gammas, Entropy()])
         for k in sorted(sets)
     ]
 
 
-def random(heads: HeadSet, gammas: Sequence[float]) -> list[Candidate]:
+def random(heads: HeadSet, gammas: Sequence[Strength]) -> list[Candidate]:
     """DPS with one random set."""
-    return [_on_heads(RANDOM, DPS(heads, gamma), gamma, heads) for gamma in sorted(gammas)]
+    return [_on_heads(RANDOM, DPS(heads, gamma), gamma, heads) for gamma in in_order(gammas)]
 
 
-def cad(gammas: Sequence[float]) -> list[Candidate]:
+def cad(gammas: Sequence[Strength]) -> list[Candidate]:
     """Context-aware decoding."""
-    return [Candidate("cad", CAD(gamma), {"gamma": gamma}) for gamma in sorted(gammas)]
+    return [
+        Candidate("cad", CAD(gamma), {"gamma": plain_strength(gamma)}) for gamma in in_order(gammas)
+    ]
 
 
 def dola() -> list[Candidate]:
@@ -136,15 +154,20 @@ def dola() -> list[Candidate]:
     return [Candidate("dola", DoLa(layers), {"layers": layers}) for layers in LAYER_RANGES]
 
 
-def both(heads: HeadSet, gammas: Sequence[float]) -> list[Candidate]:
-    """DPS and CAD added up, in every pair of strengths."""
-    pairs = sorted(((a, b) for a in gammas for b in gammas), key=lambda pair: (sum(pair), pair))
-    return [
-        Candidate(BOTH, DPS(heads, a) + CAD(b), {"k": len(heads), "gamma": a, "cad": b}, heads)
-        for a, b in pairs
-    ]
+def both(heads: HeadSet, gammas: Sequence[Strength]) -> list[Candidate]:
+    """DPS and CAD added up, in every pair of strengths: those of two constants come first."""
+    ordered = in_order(gammas)
+
+    def steering(pair: tuple[Strength, Strength]) -> tuple[float, ...]:
+        constants = [float(one) for one in pair if not isinstance(one, Entropy)]
+        return (-len(constants), sum(constants), *map(ordered.index, pair))
+
+    found = []
+    for a, b in sorted(product(ordered, ordered), key=steering):
+        settings = {"k": len(heads), "gamma": plain_strength(a), "cad": plain_strength(b)}
+        found.append(Candidate(BOTH, DPS(heads, a) + CAD(b), settings, heads))
+    return found
 
 
 def _on_heads(method: str, contrast: DPS, gamma: Strength, heads: HeadSet) -> Candidate:
-    strength = str(gamma) if isinstance(gamma, Entropy) else float(gamma)
-    return Candidate(method, contrast, {"k": len(heads), "gamma": strength}, heads)
+    return Candidate(method, contrast, {"k": len(heads), "gamma": plain_strength(gamma)}, heads)

@@ -266,7 +266,7 @@ def settings_in_words(choice: Mapping[str, Any]) -> str:
     if "seeds" not in choice:
         return in_words(choice)
     seeds = [entry for entry in choice["seeds"] if "failed" not in entry]
-    gammas = "/".join(f"{entry['gamma']:g}" for entry in seeds)
+    gammas = "/".join(in_words({"gamma": entry["gamma"]}).removeprefix("γ ") for entry in seeds)
     return f"K {seeds[0]['k']}, γ {gammas}" if seeds else ""
 
 
