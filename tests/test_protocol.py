@@ -90,6 +90,7 @@ def test_equal_row_ids_of_two_tasks_name_two_users(tmp_path):
     assert not users(one) & users(other)
     assert not any(example in Found(found_on(*other)) for example in one)
     assert all(example in Found(found_on(*one)) for example in one)
+    assert replace(one[0], user="by another name") in Found(found_on(one[0]))
 
 
 def test_an_author_in_two_files_is_one_user(tmp_path):
