@@ -167,6 +167,7 @@ def lamp_files(root):
 
 def test_several_lamp_tasks_are_one_run_and_one_family_of_tests(home):
     lamp_files(home / "lamp")
+    (home / "lamp/LaMP-1").mkdir()  # not asked for, and without files
     data = ("--data", "lamp", "--root", "lamp", "--tasks", "LaMP-2,LaMP-3")
     here("score", *data, "--users", "4", "-k", "2", "--out", "lamp-heads", "--json")
     scored = HeadScores.load(home / "lamp-heads").data
