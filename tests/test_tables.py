@@ -306,7 +306,7 @@ def test_the_note_says_what_users_heads_and_macro_f1_are_worth(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     generation, classification = sheets_of(folder)
     for words in (
-        "Users were inferred: the files name none",
+        "Users were inferred, since the files name none",
         "as --other-prompt allows: items 5 there, 4 here.",
         "DeCoRe's heads are those of wu.json.",
     ):

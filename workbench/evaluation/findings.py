@@ -152,9 +152,12 @@ def _users(count: int) -> str:
 def about_users(manifest: Mapping[str, Any]) -> list[str]:
     """What is special about the users of the data, a sentence each."""
     told = {
-        "users_inferred": "Users were inferred: the files name none; rows whose profiles share "
-        "half of their items are taken for one user's.",
-        "users_recur": "Users recur between splits, as the dataset is made; examples do not.",
+        "users_inferred": "Users were inferred, since the files name none: rows whose profiles "
+        "share at least half of the smaller one's items, or in LaMP-3, 4 and 7 one long text, "
+        "count as one user's.",
+        "users_recur": "Users recur across splits, as this data set's temporal setting means them "
+        "to: settings and heads may come from earlier texts of the same users; no example is used "
+        "twice.",
     }
     return [sentence for name, sentence in told.items() if manifest.get(name)]
 
