@@ -250,7 +250,7 @@ def test_scores_of_another_model_are_refused_with_both_names(
 
 
 def test_a_prompt_without_room_is_refused_before_a_file_is_made(testbed_model, scores, tmp_path):
-    settings = replace(SMALL, prompt=wb.PromptSettings(max_tokens=5))
+    settings = replace(SMALL, prompt=wb.PromptSettings(max_tokens=5), other_prompt=True)
     with pytest.raises(wb.InputError, match="without its profile"):
         evaluate(testbed_model, small(scores), tmp_path / "run", settings, scores=scores)
     assert not (tmp_path / "run").exists()
@@ -728,7 +728,7 @@ def test_harm_of_random_heads_is_not_called_a_gain_of_dps(tmp_path):
     right, off = ["3"] * 40, ["4"] * 40
     texts = {"plain": right, "dps": right, "random": [off]}
     lines = findings(evaluation_table(made(tmp_path, texts, right, users, task="testbed-rating")))
-    assert "DPS is better than these" in lines[1]
+    assert "DPS is better than this random set (-1.000" in lines[1]
     assert lines[1].endswith("; against plain it shows no gain.")
 
 
