@@ -2,8 +2,7 @@
 
 Transformers' own path repeats keys and values for every query head of a group before torch's
 kernel sees them, as soon as a batch is padded. For one token behind a long prompt that copy is
-most of the work: 32 heads over 8 key heads, 512 tokens and 8 rows on one core took 93 ms with it
-and 3 ms as products with the keys where they lie.
+most of the work; here the products are taken with the keys where they lie.
 """
 
 from __future__ import annotations

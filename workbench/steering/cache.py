@@ -41,14 +41,13 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def _grow(self, key_states: Tensor, value_states: Tensor, before: int) -> None:
-        old, self.buffers = (
-            self.buffers,
-            tuple(  # type: ignore[assignment]
-                states.new_empty(*states.shape[:2], self.used + self.room, states.shape[-1])
-                for states in (key_states, value_states)
-            ),
+        old = self.buffers or ()
+        keys, values = (
+            states.new_empty(*states.shape[:2], self.used + self.room, states.shape[-1])
+            for states in (key_states, value_states)
         )
-        for buffer, kept in zip(self.buffers or (), old or (), strict=False):
+        self.buffers = keys, values
+        for buffer, kept in zip(self.buffers, old, strict=False):
             buffer[:, :, :before] = kept[:, :, :before]
 
     def _show(self) -> None:

@@ -14,6 +14,7 @@ arithmetic, `decode.py` the loop.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -86,7 +87,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(ABC):
     """What all contrasts have.
 
     Attributes:
@@ -113,9 +114,9 @@ class Contrast:
             raise InputError(f"max_kl must be >= 0 nats, got {self.max_kl}")
 
     @property
+    @abstractmethod
     def terms(self) -> tuple[Term, ...]:
         """The views, those of strength 0 or without heads left out."""
-        raise NotImplementedError
 
     @property
     def active(self) -> bool:

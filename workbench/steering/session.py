@@ -6,6 +6,7 @@ released code's way: both views start from the plain model's cache of the prompt
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from workbench.steering.native import Native, Pass
 WORTH = 0.25  # share of a prompt's columns that must be padding for a pass of its own to pay
 
 
-class Session:
+class Session(ABC):
     """A batch being decoded.
 
     Args:
@@ -64,17 +65,17 @@ class Session:
         """Number of examples."""
         return len(self.layout.contrasts)
 
+    @abstractmethod
     def start(self) -> Views:
         """Read the prompts; the logits of the first new token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, tokens: Int[Tensor, " examples"]) -> Views:
         """Go on with a token an example; the logits of the next one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def select(self, examples: Sequence[int]) -> None:
         """Go on with some of the examples, in any order and as often as they are named."""
-        raise NotImplementedError
 
     def _fed(self, tokens: Int[Tensor, " examples"]) -> Int[Tensor, "rows 1"]:
         return tokens[[*range(self.examples), *self.layout.others]][:, None]
