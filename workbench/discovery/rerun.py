@@ -25,7 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from workbench.discovery.twin import NotReplayableError, Place, build_twin, places
+from workbench.discovery.twin import NotReplayableError, Place, ReadOut, build_twin, places
 from workbench.hooks import gate_z
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class PartialModel:
         self._natives: list[Callable[..., Any]] = [place.block.forward for place in self.places]
         self._signature = inspect.signature(self._natives[self.last])
         self._now: Rerun | None = None
-        self._finish: Tensor | None = None
+        self.logits = ReadOut(self.twin)
         self._only_keys = False
         self._last_keys: tuple[Tensor, Tensor] | None = None
         self._tails: dict[tuple[str, int], int] = {}
@@ -183,18 +183,6 @@ class PartialModel:
             self._now = self._last_keys = None
         raise NotReplayableError("its blocks aren't run by its own forward pass")
 
-    def logits(
-        self, hidden: Float[Tensor, "rows kept d_model"]
-    ) -> Float[Tensor, "rows kept d_vocab"]:
-        """What the model makes of what leaves the last block."""
-        self._finish = hidden
-        try:
-            blank = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-            logits: Tensor = self.twin(input_ids=blank, use_cache=False).logits
-            return logits
-        finally:
-            self._finish = None
-
     def _take_over(self, layer: int, place: Place) -> None:
         _replace_forward(place.block, self._block_forward(layer))
         if place.attention is None or place.output is None:
@@ -211,7 +199,7 @@ class PartialModel:
         def forward(*args: Any, **kwargs: Any) -> Any:
             now = self._now
             if now is None:
-                hidden = self._finish if layer == self.last else _hidden(args, kwargs)
+                hidden = self.logits.hidden if layer == self.last else _hidden(args, kwargs)
                 return self._like("block", layer, hidden)
             if layer < now.first:
                 return self._like("block", layer, _hidden(args, kwargs))

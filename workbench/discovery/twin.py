@@ -19,6 +19,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.models import heads_per_layer
@@ -123,3 +124,30 @@ def places(model: TransformerBridge, twin: nn.Module) -> list[Place]:
             f"block {len(result)} isn't laid out as expected: {error}"
         ) from error
     return result
+
+
+class ReadOut:
+    """What a model's last norm and unembedding make of a residual stream: its own forward pass.
+
+    Whoever controls the blocks of the twin hands `hidden` on behind the last one while it is set,
+    and runs none of them.
+
+    Args:
+        twin: From `build_twin`.
+    """
+
+    def __init__(self, twin: nn.Module) -> None:
+        self.twin = twin
+        self.hidden: Tensor | None = None
+
+    def __call__(
+        self, hidden: Float[Tensor, "rows pos d_model"]
+    ) -> Float[Tensor, "rows pos d_vocab"]:
+        """Logits of residual streams at any positions."""
+        self.hidden = hidden
+        try:
+            blank = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+            logits: Tensor = self.twin(input_ids=blank, use_cache=False).logits
+            return logits
+        finally:
+            self.hidden = None

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from workbench.discovery.twin import build_twin, places
+from workbench.discovery.twin import ReadOut, build_twin, places
 from workbench.hooks import gate_z
 from workbench.steering.attention import ATTENTION
 
@@ -104,7 +104,7 @@ class Native:
         self.takes_positions = "position_ids" in takes
         self.keeps = "logits_to_keep" in takes
         self._now: Pass | None = None
-        self._finish: Tensor | None = None
+        self.read_out = ReadOut(self.twin)
         self._tails: dict[int, int] = {}
         for layer, place in enumerate(self.places):
             place.block.__dict__["forward"] = self._block(layer, place.block)
@@ -118,9 +118,9 @@ class Native:
         def forward(*args: Any, **kwargs: Any) -> Any:
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
             hidden = kwargs.pop("hidden_states")
-            if self._finish is not None:  # nothing runs but what follows the last block
+            if self.read_out.hidden is not None:  # nothing runs but what follows the last block
                 last = layer == len(self.places) - 1
-                return self._like(layer, self._finish if last else hidden)
+                return self._like(layer, self.read_out.hidden if last else hidden)
             now = self._now
             if now is None:
                 return native(hidden, **kwargs)
@@ -160,15 +160,3 @@ class Native:
         finally:
             self._now = None
         return logits[:, -keep:]
-
-    def read_out(
-        self, hidden: Float[Tensor, "rows layers d_model"]
-    ) -> Float[Tensor, "rows layers d_vocab"]:
-        """What the model's last norm and unembedding make of a residual stream."""
-        self._finish = hidden
-        try:
-            blank = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-            logits: Tensor = self.twin(input_ids=blank, use_cache=False).logits
-            return logits
-        finally:
-            self._finish = None
