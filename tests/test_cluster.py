@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import pytest
 
 import workbench as wb
@@ -163,17 +164,29 @@ def test_a_shard_that_kills_every_worker_ends_the_run_and_what_is_done_stays(
     assert "a worker was lost (shard 1)" in capsys.readouterr().err
 
 
+def wait_for_end(process, seconds=60):
+    """Wait until a process, which need not be a child of ours, is no more."""
+    end = time.monotonic() + seconds
+    while psutil.pid_exists(process):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 # The last test that needs both nodes.
 def test_a_node_killed_in_the_middle_costs_no_shard(
     ray_cluster, testbed_model, examples, local, tmp_path, monkeypatch, capsys
 ):
     ray = pytest.importorskip("ray")
     (second,) = ray_cluster.worker_nodes
-    prepare, write, written = Crew.prepare, stages.write_shard, []
+    prepare, write, written, places = Crew.prepare, stages.write_shard, [], {}
+
+    def place(replica):
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def when_all_are_ready(workers, *arguments):
         futures = [seat.future for seat in workers.seats]
         assert len(ray.wait(futures, num_returns=2, timeout=60)[0]) == 2
+        places.update(ray.get([seat.actor.__ray_call__.remote(place) for seat in workers.seats]))
         return prepare(workers, *arguments)
 
     def kill_at_the_fourth(table, path):
@@ -181,6 +194,8 @@ def test_a_node_killed_in_the_middle_costs_no_shard(
         written.append(path)
         if len(written) == 4:
             ray_cluster.remove_node(second, allow_graceful=False)
+            # A worker outlives its node for a moment, in which the rest could be done.
+            wait_for_end(places[second.node_id])
 
     monkeypatch.setattr(Crew, "prepare", when_all_are_ready)
     monkeypatch.setattr(stages, "write_shard", kill_at_the_fourth)
