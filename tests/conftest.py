@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -49,6 +50,28 @@ def browser():
     if os.environ.get("WORKBENCH_REQUIRE_BROWSER"):
         pytest.fail("WORKBENCH_REQUIRE_BROWSER is set, and there is no Chrome or Chromium")
     pytest.skip("no Chrome or Chromium on this machine")
+
+
+@pytest.fixture
+def rendered(browser, tmp_path):
+    """What a page is after a browser without any network has drawn it, as HTML."""
+
+    def draw(page):
+        done = subprocess.run(
+            [
+                *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+                *("--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"),
+                f"--user-data-dir={tmp_path / 'chromium'}",
+                *("--virtual-time-budget=20000", "--dump-dom", page.as_uri()),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return done.stdout
+
+    return draw
 
 
 @pytest.fixture(scope="session")
