@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from loops import check_answer, prompts_of
 
 import workbench as wb
+from workbench.analysis.answers import Answers
 from workbench.errors import InputError
-from workbench.heads import Head, HeadSet
+from workbench.heads import Gates, Head, HeadSet
+from workbench.hooks import head_gates
+from workbench.models import heads_per_layer, pad_token
 from workbench.steering.contrast import (
     CAD,
     DPS,
@@ -21,7 +27,10 @@ from workbench.steering.contrast import (
     Sum,
     candidate_layers,
 )
+from workbench.steering.engines import HookedSession, open_engine
+from workbench.steering.labels import label_tokens
 from workbench.steering.layout import Layout, Views
+from workbench.steering.loop import end_tokens
 
 HEADS = HeadSet((Head(1, 0), Head(2, 3)))
 OTHER = HeadSet((Head(2, 1),))
@@ -192,3 +201,175 @@ def test_heads_are_checked_whatever_the_strength(testbed_model):
     for contrast in (wb.DPS(nowhere, 0.0), wb.DPS(nowhere, 0.0) + wb.CAD(0.0), wb.Ablated(nowhere)):
         with pytest.raises(wb.InputError, match="L9H0 is not a head of this model"):
             wb.generate(testbed_model, example, contrast)
+
+
+# Soft gates
+
+SOFT = Gates(((1, 1, 1, 1), (0.25, 1, 1, 0.6), (1, 0, 1, 0.9)))
+
+
+def test_soft_gates_are_a_view_and_gates_that_are_all_1_are_none():
+    both = DPS(SOFT, 0.5) + DeCoRe(SOFT) + DPS(HEADS)
+    layout = Layout.of([both, Ablated(SOFT), None], SHAPE)
+    assert layout.gated == (0, 0, 1)
+    assert torch.equal(layout.gates[0], torch.from_numpy(SOFT.gates(SHAPE)))
+    assert layout.split == 1
+    open_ones = Gates(((1,) * 4,) * 3)
+    assert not DPS(open_ones).active
+    assert not Ablated(open_ones).active
+    with pytest.raises(InputError, match="made for another model"):
+        DPS(SOFT, 0.0).check((4, 4))
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """Six headlines, whose prompts differ in length."""
+    rows = wb.load_examples("testbed", "validation", tasks=["testbed-headline"])[::40]
+    return [replace(e, profile=e.profile[: n % 3]) for n, e in enumerate(rows)]
+
+
+def soft_gates(model, seed):
+    shape = heads_per_layer(model)
+    rng = np.random.default_rng(seed)
+    some = rng.random((len(shape), max(shape))) < 0.5
+    return Gates.from_weights(some * rng.random(some.shape), shape)
+
+
+@torch.inference_mode()
+def gated_logits(model, gates, ids):
+    """The bridge's logits of a whole text, no cache, with gates at z."""
+    with head_gates(model, gates.gates(heads_per_layer(model))):
+        return model(torch.tensor([ids]), return_type="logits")[0].float()
+
+
+@torch.inference_mode()
+def plain_loop(model, gates, prompt, new):
+    """Both views' logits at every step, each from a whole pass of the bridge."""
+    ids = [*prompt.ids, *new]
+    full = model(torch.tensor([ids]), return_type="logits")[0].float()
+    at = slice(len(prompt.ids) - 1, None)
+    return full[at], gated_logits(model, gates, ids)[at]
+
+
+NEW = 8
+
+
+def test_masked_decoding_with_soft_gates_is_the_uncached_loop_with_gates_at_z(testbed_model, asked):
+    gates = [soft_gates(testbed_model, seed) for seed in range(len(asked))]
+    assert all(0 < gate < 1 for gate in np.unique(gates[0].values)[:-1])
+    contrasts = [Ablated(one) if n == 2 else DPS(one, 0.5 + n / 4) for n, one in enumerate(gates)]
+    answers = wb.generate(testbed_model, asked, contrasts, max_new_tokens=NEW)
+    prompts = prompts_of(testbed_model, asked, NEW)
+    for n, (answer, prompt) in enumerate(zip(answers, prompts, strict=True)):
+        full, view = plain_loop(testbed_model, gates[n], prompt, answer.tokens)
+        joined = view if n == 2 else full + (0.5 + n / 4) * (full - view)
+        check_answer(answer, joined, full, end_tokens(testbed_model))
+    assert max(max(answer.kl) for answer in answers) > 0.1  # the gates do something
+
+
+def test_a_shared_prefill_gates_softly_from_the_last_token_of_the_prompt_on(testbed_model, asked):
+    gates = soft_gates(testbed_model, 3)
+    answers = wb.generate(
+        testbed_model, asked, DPS(gates, 0.7), max_new_tokens=NEW, prefill="shared"
+    )
+    for answer, prompt in zip(answers, prompts_of(testbed_model, asked, NEW), strict=True):
+        full, _ = plain_loop(testbed_model, gates, prompt, answer.tokens)
+        view = []
+        with torch.inference_mode():
+            ids = torch.tensor([prompt.ids])
+            _, cache = testbed_model(ids[:, :-1], return_type="logits_and_cache", use_cache=True)
+            with head_gates(testbed_model, gates.gates(heads_per_layer(testbed_model))):
+                for token in (prompt.ids[-1], *answer.tokens):
+                    logits, cache = testbed_model(
+                        torch.tensor([[token]]),
+                        return_type="logits_and_cache",
+                        past_key_values=cache,
+                    )
+                    view.append(logits[0, -1].float())
+        joined = full + 0.7 * (full - torch.stack(view))
+        check_answer(answer, joined, full, end_tokens(testbed_model))
+
+
+def test_the_hooked_engine_gates_softly_as_the_models_own_modules_do(testbed_model, asked):
+    shape, gates = heads_per_layer(testbed_model), soft_gates(testbed_model, 1)
+    rows = [prompt.ids for prompt in prompts_of(testbed_model, asked, NEW)]
+    layout = Layout.of([DPS(gates, 1.0)] * len(rows), shape)
+    engine = open_engine(testbed_model)
+    assert engine.native is not None
+    with torch.inference_mode():
+        own = engine.session(rows, layout, NEW).start()
+        hooked = HookedSession(testbed_model, rows, layout, NEW, pad_token(testbed_model)).start()
+    for a, b in ((own.full, hooked.full), (own.gated, hooked.gated)):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)  # sums in another order
+    assert (own.full - own.gated).abs().max() > 0.1
+
+
+def test_gates_of_0_and_1_give_a_head_sets_answers_token_by_token(testbed_model, asked):
+    shape, heads = heads_per_layer(testbed_model), HeadSet.parse("L1H3 L2H5 L3H0")
+    hard = Gates.from_weights(1 - heads.gates(shape), shape)
+    for prefill in ("masked", "shared"):
+        options = {"max_new_tokens": NEW, "prefill": prefill}
+        of_set = wb.generate(testbed_model, asked, DPS(heads, 1.0), **options)
+        of_gates = wb.generate(testbed_model, asked, DPS(hard, 1.0), **options)
+        assert of_set == of_gates
+    assert wb.decide(testbed_model, [label_example()], DPS(heads)) == wb.decide(
+        testbed_model, [label_example()], DPS(hard)
+    )
+
+
+def label_example():
+    return wb.load_examples("testbed", "validation", tasks=["testbed-tag"], users=1)[0]
+
+
+def test_labels_are_decided_under_soft_gates(testbed_model):
+    example, gates = label_example(), soft_gates(testbed_model, 2)
+    (decision,) = wb.decide(testbed_model, [example], Ablated(gates))
+    (prompt,) = prompts_of(testbed_model, [example], 1)
+    for label, log_prob in decision.log_probs.items():
+        (spelled,) = label_tokens(testbed_model, example)[label]  # the testbed's are single words
+        view = gated_logits(testbed_model, gates, prompt.ids)[-1].log_softmax(-1)
+        assert log_prob == pytest.approx(float(view[spelled]), abs=1e-4)
+
+
+def test_the_processor_gates_softly_as_generate_does(testbed_model, asked):
+    gates, asked = soft_gates(testbed_model, 4), asked[:3]
+    answers = wb.generate(testbed_model, asked, DPS(gates, 0.8), max_new_tokens=NEW)
+    native = wb.hf_model(testbed_model)
+    for answer, prompt in zip(answers, prompts_of(testbed_model, asked, NEW), strict=True):
+        ids = torch.tensor([prompt.ids])
+        processor = wb.DPSLogitsProcessor(testbed_model, DPS(gates, 0.8), torch.ones_like(ids))
+        written = native.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW,
+            do_sample=False,
+            logits_processor=[processor],
+        )
+        assert tuple(written[0, len(prompt.ids) :][: len(answer.tokens)].tolist()) == answer.tokens
+
+
+def test_kept_answers_are_told_apart_by_gate_and_by_user(testbed_model, asked, tmp_path):
+    shape, heads = heads_per_layer(testbed_model), HeadSet.parse("L2H5")
+    answers = Answers(testbed_model, asked, 2, folder=tmp_path)
+
+    def files():
+        return len(list((tmp_path / "answers").glob("*.parquet")))
+
+    half, most = (Gates.from_weights((1 - heads.gates(shape)) * w, shape) for w in (0.5, 0.9))
+    for count, one in enumerate((DPS(heads), DPS(half), DPS(most), DPS(half, 0.7)), start=1):
+        answers.texts(one)
+        assert files() == count
+    users = {e.user for e in asked}
+    texts = answers.texts(dict.fromkeys(users, DPS(half)))
+    assert files() == 4  # as one contrast for all
+    assert texts == answers.texts(DPS(half))
+    first = asked[0].user
+    mixed = {user: DPS(half if user == first else most) for user in users}
+    texts = answers.texts(mixed)
+    assert files() == 5
+    assert texts == [
+        a if e.user == first else b
+        for e, a, b in zip(asked, answers.texts(DPS(half)), answers.texts(DPS(most)), strict=True)
+    ]
+    with pytest.raises(InputError, match="no contrast for user"):
+        answers.texts({first: DPS(half)})

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from workbench.errors import InputError
 from workbench.heads import (
+    Gates,
     Head,
     HeadSet,
     all_heads,
@@ -287,3 +288,84 @@ def test_the_published_top_heads_are_the_top_k_of_the_published_ranking(official
         clear = {h for h in ours if scores[h.layer, h.head] > cut}
         assert clear == {h for h in published if scores[h.layer, h.head] > cut}
         assert all(scores[h.layer, h.head] >= cut for h in published)
+
+
+# Gates
+
+GATED = Gates(((1.0, 0.25), (), (0.0, 1.0, 0.9)))
+
+
+def test_gates_that_are_0_or_1_are_the_arrays_of_a_head_set():
+    shape, heads = (2, 0, 3), HeadSet.parse("L0H1 L2H0")
+    hard = Gates(((1, 0), (), (0, 1, 1)))
+    np.testing.assert_array_equal(hard.gates(shape), heads.gates(shape))
+    assert hard.gates(shape).dtype == np.float32
+    assert (len(hard), len(heads)) == (2, 2)
+
+
+def test_gates_are_one_less_the_weights_and_stay_between_0_and_1():
+    weights = np.array([[0.0, 0.75, np.nan], [-0.5, 1.0, 2.0]])
+    gates = Gates.from_weights(weights, (2, 3))  # the first layer has no third head
+    assert gates.values == ((1.0, 0.25), (1.0, 0.0, 0.0))
+    np.testing.assert_array_equal(gates.gates((2, 3)), [[1, 0.25, 1], [1, 0, 0]])
+
+
+def test_only_heads_with_a_gate_below_1_count_and_are_named_the_lowest_first():
+    assert len(GATED) == 3
+    assert str(GATED) == "L2H0 at 0.00, L0H1 at 0.25, L2H2 at 0.90"
+    assert (len(Gates(((1, 1),))), str(Gates(((1, 1),)))) == (0, "no heads")
+
+
+def test_gates_are_equal_by_value_as_float32_whatever_they_are_made_of():
+    a, b = Gates(((0.1, 1),)), Gates(((float(np.float32(0.1)), 1.0),))
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a != Gates(((0.1, 0.99),))
+    assert a != HeadSet.parse("L0H0")
+
+
+@pytest.mark.parametrize("gate", [-0.01, 1.01, float("nan"), float("inf")])
+def test_a_gate_outside_0_and_1_is_refused_by_its_head(gate):
+    with pytest.raises(InputError, match=r"between 0 \(ablated\) and 1, got .* for L1H1"):
+        Gates(((1, 1), (1, gate)))
+
+
+def test_gates_for_another_shape_are_refused():
+    for shape in ((2, 0, 4), (2, 0), (2, 1, 3)):
+        with pytest.raises(InputError, match="made for another model"):
+            GATED.gates(shape)
+    GATED.check((2, 0, 3))
+    with pytest.raises(InputError, match=r"weights \[layer, head\] \(2, 3\), got \(3, 2\)"):
+        Gates.from_weights(np.zeros((3, 2)), (3, 3))
+    with pytest.raises(InputError, match="got nan for L0H1"):
+        Gates.from_weights(np.array([[0.0, np.nan]]), (2,))
+
+
+def test_saved_gates_load_as_they_were_and_save_to_the_same_bytes(tmp_path):
+    gates = Gates(((0.1, 1 / 3), (), (1, 0)))
+    gates.save(tmp_path / "a.json")
+    loaded = Gates.load(tmp_path / "a.json")
+    loaded.save(tmp_path / "b.json")
+    assert loaded == gates
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ('{"format": "workbench.heads/1", "heads": []}', "no gates; wanted"),
+        ("[[1, 0]]", "no gates; wanted"),
+        ('{"format": "workbench.gates/1"}', "damaged gates"),
+        ('{"format": "workbench.gates/1", "gates": [[1, 2]]}', "damaged gates: .* got 2 for L0H1"),
+        ('{"format": "workbench.gates/1", "gates": [["x"]]}', "damaged gates"),
+        ('{"format": "workbench.gates/1", "gates": [3]}', "damaged gates"),
+    ],
+)
+def test_a_bad_file_of_gates_is_refused_by_its_path(tmp_path, content, message):
+    path = tmp_path / "gates.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        Gates.load(path)
+    assert str(path) in str(caught.value)

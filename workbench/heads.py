@@ -22,6 +22,7 @@ from workbench.errors import InputError
 from workbench.runs import read_json
 
 FORMAT = "workbench.heads/1"
+GATES_FORMAT = "workbench.gates/1"
 
 
 @dataclass(frozen=True, order=True)
@@ -139,6 +140,105 @@ class HeadSet:
             f"{path}: not a head set; wanted a file of format {FORMAT!r} or the released code's "
             "*_top_heads.json with a `preference_heads` list"
         )
+
+
+@dataclass(frozen=True)
+class Gates:
+    """A gate for every head of a model; where a `HeadSet` says in or out, this says how much.
+
+    Attributes:
+        values: [layer][head] in [0, 1], a layer as long as it has heads, rounded to float32. 1
+            leaves a head alone, 0 ablates it.
+
+    Raises:
+        InputError: A gate is outside [0, 1] or no number.
+
+    Source:
+        Section 5 of the paper, item 4, whose gates are `clip(1 - sum_c p_c W_c, 0, 1)`.
+    """
+
+    values: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        rounded = tuple(tuple(np.asarray(row, dtype=np.float32).tolist()) for row in self.values)
+        for head, gate in _each(rounded):
+            if not 0 <= gate <= 1:
+                raise InputError(f"gates lie between 0 (ablated) and 1, got {gate:g} for {head}")
+        object.__setattr__(self, "values", rounded)
+
+    @classmethod
+    def from_weights(
+        cls, weights: NDArray[np.floating[Any]], heads_per_layer: Sequence[int]
+    ) -> Gates:
+        """The gates `clip(1 - weights, 0, 1)`.
+
+        Args:
+            weights: Of each head, [layer, head]; cells beyond a layer's heads are ignored.
+            heads_per_layer: The model's.
+
+        Raises:
+            InputError: The weights have another shape, or a head's is NaN.
+        """
+        wanted = len(heads_per_layer), max(heads_per_layer)
+        if weights.shape != wanted:
+            raise InputError(f"wanted weights [layer, head] {wanted}, got {weights.shape}")
+        pairs = zip(np.clip(1 - weights, 0.0, 1.0), heads_per_layer, strict=True)
+        return cls(tuple(tuple(row[:count].tolist()) for row, count in pairs))
+
+    def __len__(self) -> int:
+        """How many heads are gated at all."""
+        return sum(gate < 1 for _, gate in _each(self.values))
+
+    def __str__(self) -> str:
+        gated = sorted((gate, head) for head, gate in _each(self.values) if gate < 1)
+        return ", ".join(f"{head} at {gate:.2f}" for gate, head in gated) or "no heads"
+
+    def check(self, heads_per_layer: Sequence[int]) -> None:
+        """Refuse a model of another shape.
+
+        Raises:
+            InputError: It has other layers or heads.
+        """
+        own = tuple(map(len, self.values))
+        if own != tuple(heads_per_layer):
+            raise InputError(
+                f"the gates are for {_shape(own)}, and this model has {_shape(heads_per_layer)}; "
+                "were they made for another model?"
+            )
+
+    def gates(self, heads_per_layer: Sequence[int]) -> NDArray[np.float32]:
+        """The gates [layer, head], 1 where a layer has no such head; refuses what `check` does."""
+        self.check(heads_per_layer)
+        gates = np.ones((len(heads_per_layer), max(heads_per_layer)), dtype=np.float32)
+        for layer, row in enumerate(self.values):
+            gates[layer, : len(row)] = row
+        return gates
+
+    def save(self, path: Path | str) -> None:
+        """Write the gates as JSON, in the workbench's own format."""
+        value = {"format": GATES_FORMAT, "gates": [list(row) for row in self.values]}
+        Path(path).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str) -> Gates:
+        """Read gates written by `save`.
+
+        Raises:
+            InputError: The file is missing, is not JSON, or holds no such gates.
+        """
+        value = read_json(path)
+        if not isinstance(value, dict) or value.get("format") != GATES_FORMAT:
+            raise InputError(f"{path}: no gates; wanted a file of format {GATES_FORMAT!r}")
+        try:
+            return cls(tuple(tuple(map(float, row)) for row in value["gates"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: damaged gates: {error}") from error
+
+
+def _each(values: Sequence[Sequence[float]]) -> Iterator[tuple[Head, float]]:
+    for layer, row in enumerate(values):
+        for head, value in enumerate(row):
+            yield Head(layer, head), value
 
 
 def _shape(heads_per_layer: Sequence[int]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,9 +13,11 @@ from workbench import runs
 from workbench.data.examples import Example
 from workbench.data.prompts import PromptSettings, build_prompts
 from workbench.errors import InputError
+from workbench.heads import Gates
 from workbench.models import context_length, describe
 from workbench.steering.contrast import DPS
 from workbench.steering.decode import generate
+from workbench.steering.loop import contrasts_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -53,16 +55,18 @@ class Answers:
         data = [(p.example.name, p.ids) for p in prompts]
         self.basis = [describe(model), data, max_new_tokens] if folder is not None else []
 
-    def texts(self, contrast: DPS) -> list[str]:
+    def texts(self, contrast: DPS | Mapping[str, DPS]) -> list[str]:
         """One text an example, in order.
+
+        Args:
+            contrast: For all, or for each user by name.
 
         Raises:
             InputError: A kept file is damaged, or what `generate` refuses.
         """
         if self.folder is None:
             return self._write(contrast)
-        heads = sorted(map(str, contrast.heads)) if contrast.active else []
-        name = runs.digest([*self.basis, heads, contrast.gamma if heads else 0.0])[:32]
+        name = runs.digest([*self.basis, *self._asked(contrast)])[:32]
         path = self.folder / ANSWERS / f"{name}.parquet"
         if path.exists():
             return self._read(path)
@@ -72,7 +76,19 @@ class Answers:
             pq.write_table(table, part, compression="zstd")
         return texts
 
-    def _write(self, contrast: DPS) -> list[str]:
+    def _asked(self, contrast: DPS | Mapping[str, DPS]) -> list[Any]:
+        """What decides the answers beside the basis: heads and gamma, of all or example by example.
+
+        Users whose contrasts are the same are asked as one contrast for all would be.
+        """
+        if isinstance(contrast, DPS):
+            return _described(contrast)
+        every = contrasts_of(self.examples, contrast)
+        found = [_described(one) for one in every if isinstance(one, DPS)]
+        alike = all(one == found[0] for one in found)
+        return found[0] if found and alike else [found]
+
+    def _write(self, contrast: DPS | Mapping[str, DPS]) -> list[str]:
         answers = generate(
             self.model,
             self.examples,
@@ -92,3 +108,12 @@ class Answers:
         if names != [example.name for example in self.examples]:
             raise InputError(f"{path}: holds other examples; delete it and run again")
         return [str(text) for text in texts]
+
+
+def _described(contrast: DPS) -> list[Any]:
+    """Heads and gamma; gates are told from heads, as soft ones keep a part of them."""
+    if not contrast.active:
+        return [[], 0.0]
+    heads = contrast.heads
+    named = heads.values if isinstance(heads, Gates) else sorted(map(str, heads))
+    return [named, contrast.gamma]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from workbench.errors import InputError
-from workbench.heads import HeadSet
+from workbench.heads import Gates, HeadSet
 
 Kind = Literal["amplify", "replace", "early"]
 Where = Literal["heads", "prompt", "layers"]
@@ -75,14 +75,15 @@ class Term:
         kind: How it joins: see the table above.
         where: What is different in the view.
         strength: gamma of `amplify`; 1 for the others.
-        heads: The heads that the view goes without, where it is about heads.
+        heads: The heads that the view goes without, or how much of each it keeps, where it is
+            about heads.
         layers: Candidate layers, where it is about layers.
     """
 
     kind: Kind
     where: Where
     strength: Strength = 1.0
-    heads: HeadSet = field(default_factory=lambda: HeadSet(()))
+    heads: HeadSet | Gates = field(default_factory=lambda: HeadSet(()))
     layers: str | tuple[int, ...] = "low"
 
 
@@ -124,8 +125,8 @@ class Contrast(ABC):
         return len(self.terms) > 0
 
     @property
-    def head_sets(self) -> tuple[HeadSet, ...]:
-        """The heads that views go without, whatever the strength."""
+    def head_sets(self) -> tuple[HeadSet | Gates, ...]:
+        """The heads that views go without, or the gates that they have, whatever the strength."""
         return ()
 
     def check(self, heads_per_layer: Sequence[int]) -> None:
@@ -155,7 +156,8 @@ class DPS(Contrast):
 
     Attributes:
         heads: The heads that the second view goes without, in the prompt as well as after it
-            (with `prefill="shared"`, after it only).
+            (with `prefill="shared"`, after it only); or `Gates`, which take a part of a head
+            away, as soft routing does.
         gamma: Strength, >= 0: a constant, or `Entropy`. 0 is the plain model.
 
     Raises:
@@ -167,7 +169,7 @@ class DPS(Contrast):
         cache, so that the heads have already read the profile there.
     """
 
-    heads: HeadSet
+    heads: HeadSet | Gates
     gamma: Strength = 0.5
 
     def __post_init__(self) -> None:
@@ -176,7 +178,7 @@ class DPS(Contrast):
             _check_strength("gamma", self.gamma)
 
     @property
-    def head_sets(self) -> tuple[HeadSet, ...]:
+    def head_sets(self) -> tuple[HeadSet | Gates, ...]:
         """Its own."""
         return (self.heads,)
 
@@ -284,13 +286,13 @@ class Ablated(Contrast):
     """The model without some heads, by itself: a control.
 
     Attributes:
-        heads: The heads that are removed.
+        heads: The heads that are removed, or their gates.
     """
 
-    heads: HeadSet
+    heads: HeadSet | Gates
 
     @property
-    def head_sets(self) -> tuple[HeadSet, ...]:
+    def head_sets(self) -> tuple[HeadSet | Gates, ...]:
         """Its own."""
         return (self.heads,)
 
@@ -325,7 +327,7 @@ class Sum(Contrast):
         object.__setattr__(self, "max_kl", min(limits, default=None))
 
     @property
-    def head_sets(self) -> tuple[HeadSet, ...]:
+    def head_sets(self) -> tuple[HeadSet | Gates, ...]:
         """Those of all parts."""
         return tuple(heads for part in self.parts for heads in part.head_sets)
 
