@@ -14,7 +14,9 @@ from workbench.stats import (
     holm,
     mean_of,
     paired_statistic,
+    rank_correlation,
     sign_flip_p,
+    simultaneous,
 )
 
 
@@ -359,3 +361,118 @@ def test_holm_decides_as_the_step_down_procedure_does():
             if going:
                 rejected.add(int(i))
         assert set(np.flatnonzero(holm(p) <= 0.05).tolist()) == rejected
+
+
+def correlated_nulls(trial, users=20, examples=3, positions=30):
+    """Values [example, position] of mean 0 whose positions and users hang together."""
+    rng = np.random.default_rng((7, trial))
+    user = rng.normal(size=(users, 1, positions)) + rng.normal(size=(users, 1, 1))
+    values = user + rng.normal(size=(users, examples, positions))
+    return values.reshape(-1, positions), np.repeat(np.arange(users), examples)
+
+
+def test_any_false_finding_among_many_heads_is_as_rare_as_promised():
+    trials, families, single = 300, 0, 0
+    for trial in range(trials):
+        values, groups = correlated_nulls(trial)
+        _, low, high, _ = simultaneous(values, groups)
+        families += bool(((low > 0) | (high < 0)).any())
+        single += bool(
+            (np.abs(sps.ttest_1samp(values.reshape(20, 3, -1).mean(1), 0)[0]) > 2.1).any()
+        )
+    # Binomial at 5 %: fewer than 4 or more than 29 of 300 have a probability of 4e-4.
+    assert 4 <= families <= 29
+    assert single > 90  # what heads tested one by one would come to
+
+
+def test_an_interval_that_leaves_zero_out_has_a_small_p_also_with_few_users():
+    for trial in range(100):
+        _, low, high, p = simultaneous(*correlated_nulls(trial, users=6))
+        assert ((p <= 0.05) >= ((low > 0) | (high < 0))).all()
+
+
+def test_a_planted_effect_is_found_and_nothing_beside_it():
+    values, groups = correlated_nulls(1)
+    values[:, 4] += 4.0
+    mean, low, high, p = simultaneous(values, groups)
+    assert np.flatnonzero((low > 0) | (high < 0)).tolist() == [4]
+    assert p[4] < 0.001 < p[np.arange(30) != 4].min()
+    assert low[4] < mean[4] < high[4] and mean == pytest.approx(values.mean(axis=0), rel=1e-12)
+
+
+def test_simultaneous_intervals_cover_all_means_where_all_heads_have_effects():
+    missed = 0
+    for trial in range(300):
+        values, groups = correlated_nulls(trial)
+        _, low, high, _ = simultaneous(values + 10.0, groups)
+        missed += bool(((low > 10) | (high < 10)).any())
+    # Flips of the sums alone take such heads for one: that misses 130 of 300.
+    assert 4 <= missed <= 32
+
+
+def test_adjusted_p_is_the_share_of_all_sign_assignments():
+    rng = np.random.default_rng(3)
+    sums = rng.normal(size=(8, 5)) + np.array([0.9, 0, 0, 0, 0.4])
+    signs = np.array(list(itertools.product([-1, 1], repeat=8)))
+    flipped = signs[:, :, None] * sums
+    t = np.abs(sps.ttest_1samp(flipped, 0, axis=1)[0])
+    observed = np.abs(sps.ttest_1samp(sums, 0)[0])
+    exact = (t.max(axis=1)[:, None] >= observed - 1e-9).mean(axis=0)
+    # 10,000 draws: a standard error of at most .005.
+    assert simultaneous(sums, np.arange(8))[3] == pytest.approx(exact, abs=0.02)
+
+
+def test_positions_without_spread_or_numbers_are_no_findings():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(12, 4))
+    values[:, 1], values[:, 2] = 0.0, 0.1
+    values[3, 3] = np.nan
+    mean, low, high, p = simultaneous(values, np.repeat(np.arange(6), 2))
+    assert np.isnan(low).tolist() == np.isnan(high).tolist() == [False, True, True, True]
+    assert p[1:3].tolist() == [1, 1] and np.isnan([mean[3], p[3]]).all()
+    alone = simultaneous(values[:, :1], np.repeat(np.arange(6), 2))
+    assert (low[0], high[0], p[0]) == (alone[1][0], alone[2][0], alone[3][0])
+
+
+def test_one_user_gives_no_simultaneous_interval_and_no_p():
+    mean, low, high, p = simultaneous(np.arange(6.0).reshape(3, 2), ["a"] * 3)
+    assert mean.tolist() == [2, 3] and np.isnan([low, high, p]).all()
+    with pytest.raises(ValueError, match="no values"):
+        simultaneous(np.zeros((0, 2)), [])
+
+
+def test_simultaneous_keeps_the_trailing_shape():
+    values, groups = correlated_nulls(0)
+    flat = simultaneous(values, groups)
+    square = simultaneous(values.reshape(-1, 5, 6), groups)
+    for a, b in zip(flat, square, strict=True):
+        assert np.array_equal(a.reshape(5, 6), b)
+
+
+def test_rank_correlation_is_scipys_and_its_interval_covers():
+    rng = np.random.default_rng(5)
+    truth, covered, found = rng.normal(size=40), 0, []
+    other = 0.7 * truth + 0.7 * rng.normal(size=40)
+    real = sps.spearmanr(truth, other).statistic
+    for _ in range(60):
+        a = truth + rng.normal(size=(60, 40))
+        b = other + rng.normal(size=(30, 40))
+        result = rank_correlation(a, np.repeat(np.arange(20), 3), b, np.arange(30))
+        found.append((result.mean, sps.spearmanr(a.mean(0), b.mean(0)).statistic))
+        covered += result.low < real < result.high
+    assert np.ptp(found, axis=1).max() < 1e-12
+    assert (result.n, result.groups) == (40, 20)
+    # Binomial at 95 %: fewer than 50 of 60 has a probability of 3e-4.
+    assert covered >= 50
+
+
+def test_rank_correlation_without_the_means_for_an_interval_says_so():
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
+    one = rank_correlation(a, ["u"] * 6, b, np.arange(6))
+    assert -1 <= one.mean <= 1 and np.isnan(one.low) and np.isnan(one.high)
+    assert np.isnan(rank_correlation(a, np.arange(6), np.ones((6, 4)), np.arange(6)).mean)
+    a[0, 0] = b[0, 1] = np.nan
+    assert np.isnan(rank_correlation(a, np.arange(6), b, np.arange(6)).mean)
+    with pytest.raises(ValueError, match="same positions"):
+        rank_correlation(a, np.arange(6), b[:, :2], np.arange(6))
