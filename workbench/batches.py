@@ -31,7 +31,7 @@ class Batch:
     Attributes:
         tokens: Token ids.
         attention_mask: 1 at tokens, 0 at padding.
-        target_mask: True at target tokens.
+        target_mask: True at the target tokens that count in the loss.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -40,8 +40,9 @@ class Batch:
 
     @property
     def longest_target(self) -> int:
-        """Length of the longest target, in tokens."""
-        return int(self.target_mask.sum(dim=1).max())
+        """How many of the last columns hold every target token that counts."""
+        columns = self.target_mask.any(dim=0).nonzero()
+        return self.target_mask.shape[1] - int(columns[0]) if len(columns) else 0
 
 
 def collate(prompts: Sequence[Prompt], pad: int, device: torch.device | str) -> Batch:
@@ -54,7 +55,8 @@ def collate(prompts: Sequence[Prompt], pad: int, device: torch.device | str) -> 
     for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         tokens[i, length - len(row) :] = torch.tensor(row)
         attention[i, length - len(row) :] = 1
-        target[i, length - len(prompt.target_ids) :] = True
+        first = length - len(prompt.target_ids)
+        target[i, [first + position for position in prompt.scored]] = True
     return Batch(tokens.to(device), attention.to(device), target.to(device))
 
 
@@ -102,7 +104,7 @@ def last_logits(
 def target_nll(
     logits: Float[Tensor, "batch kept d_vocab"], batch: Batch
 ) -> Float[Tensor, " batch"]:
-    """Mean negative log-likelihood of the target tokens.
+    """Mean negative log-likelihood of the target tokens that count.
 
     Args:
         logits: Unnormalised, of the last `kept` positions, at least one more than the longest

@@ -367,7 +367,8 @@ def start(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Begin a run in a folder, or go on with the one that is there.
 
     Only `manifest["settings"]` is compared: what decides the numbers. When and by which command
-    it was made may differ.
+    it was made may differ. A setting that is None and one that is not there are the same, so that
+    a run of a version that didn't know a setting yet goes on where it isn't used.
 
     Raises:
         InputError: The folder holds a run of another format or with other settings, which the
@@ -379,7 +380,7 @@ def start(folder: Path, manifest: Mapping[str, Any]) -> None:
         changed = [
             f"{key} (was {old.get(key)!r}, now {new.get(key)!r})"
             for key in sorted({*old, *new})
-            if old.get(key) != new.get(key)
+            if _given(old.get(key)) != _given(new.get(key))
         ]
         if changed:
             raise InputError(
@@ -387,6 +388,13 @@ def start(folder: Path, manifest: Mapping[str, Any]) -> None:
                 "Name another folder, or delete this one"
             )
     write_manifest(folder, manifest)
+
+
+def _given(value: Any) -> Any:
+    """A setting without the settings inside it that are None."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _given(entry) for key, entry in value.items() if entry is not None}
 
 
 def digest(value: Any) -> str:

@@ -8,9 +8,10 @@ across the boundary never sees them together, so the target is always the last
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from workbench.data.aspects import ASPECTS, token_aspects
 from workbench.data.examples import Example
 from workbench.data.retrieval import rank_profile
 from workbench.data.tasks import Ranking, get_task
@@ -36,9 +37,11 @@ class PromptSettings:
         max_tokens: Budget of prompt tokens; the model's context may leave less.
         answer_tokens: Room left in the context for an answer, gold or generated. The same for
             scoring and for decoding, so that both see the same prompt.
+        aspect: Count only the target tokens of this aspect (`workbench.data.aspects`) in the
+            loss; None for all. Decoding pays no heed to it.
 
     Raises:
-        InputError: The style or the ranking is unknown, or a number is out of range.
+        InputError: The style, the ranking or the aspect is unknown, or a number is out of range.
     """
 
     style: Style = "plain"
@@ -46,6 +49,7 @@ class PromptSettings:
     ranking: Ranking | None = None
     max_tokens: int = 2048
     answer_tokens: int = 32
+    aspect: str | None = None
 
     def __post_init__(self) -> None:
         if self.style not in get_args(Style):
@@ -53,6 +57,9 @@ class PromptSettings:
         if self.ranking is not None and self.ranking not in get_args(Ranking):
             known = ", ".join(get_args(Ranking))
             raise InputError(f"unknown ranking {self.ranking!r}; known are {known}")
+        if self.aspect is not None and self.aspect not in ASPECTS:
+            known = ", ".join(ASPECTS)
+            raise InputError(f"unknown aspect {self.aspect!r}; known are {known}")
         if self.items < 0 or self.max_tokens < 1 or self.answer_tokens < 1:
             raise InputError(
                 "a prompt shows 0 or more items in 1 or more tokens and leaves 1 or more for the "
@@ -73,6 +80,7 @@ class Prompt:
         dropped_items: Items that the budget shut out.
         shortened_items: Items of which the budget cut the end off.
         cut_tokens: Tokens that the budget cost the prompt.
+        counted: Which of the target's tokens count in the loss; None for all.
     """
 
     example: Example
@@ -82,6 +90,14 @@ class Prompt:
     dropped_items: int = 0
     shortened_items: int = 0
     cut_tokens: int = 0
+    counted: tuple[bool, ...] | None = None
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """Positions within the target of the tokens that count in the loss."""
+        if self.counted is None:
+            return tuple(range(len(self.target_ids)))
+        return tuple(i for i, counts in enumerate(self.counted) if counts)
 
 
 def build_prompts(
@@ -102,9 +118,9 @@ def build_prompts(
             example without a target may be answered, though not scored.
 
     Raises:
-        InputError: A target is empty, a prompt doesn't fit even without its profile, or the
-            tokenizer has no chat template and `chat` was asked for. The message names the
-            example.
+        InputError: A target is empty or has no token of the aspect that is to count, a prompt
+            doesn't fit even without its profile, or the tokenizer has no chat template and `chat`
+            was asked for. The message names the example.
     """
     settings = settings or PromptSettings()
     if settings.style == "chat" and not getattr(tokenizer, "chat_template", None):
@@ -145,10 +161,12 @@ class _Builder:
         whole, text = self._encode_prompt(example, items)
         written = new_tokens > 0 and not example.target  # nobody has answered it yet
         target = [] if written else self._encode_target(example, whole, text)
+        counted = None if new_tokens > 0 else self._counted(example, target)
         answer = max(len(target), new_tokens, self.settings.answer_tokens)
         room = min(self.settings.max_tokens, context - answer)
         if len(whole) <= room:
-            return Prompt(example, tuple(whole), tuple(target), tuple(positions))
+            shown = tuple(positions)
+            return Prompt(example, tuple(whole), tuple(target), shown, counted=counted)
         kept, ids = self._fit(example, items, room)
         if ids is None:
             alone = len(self._encode_prompt(example, [])[0])
@@ -167,6 +185,7 @@ class _Builder:
             dropped_items=len(items) - len(kept),
             shortened_items=shortened,
             cut_tokens=len(whole) - len(ids),
+            counted=counted,
         )
 
     def _fit(
@@ -243,6 +262,20 @@ class _Builder:
         if not spellings[0]:
             raise InputError(f"{example.name}: the target has no tokens for this tokenizer")
         return spellings[0]
+
+    def _counted(self, example: Example, target: list[int]) -> tuple[bool, ...] | None:
+        """Which of the target's tokens are of the aspect that was asked for."""
+        aspect = self.settings.aspect
+        if aspect is None:
+            return None
+        written = replace(example, target=self._clean(example.target))
+        labels = token_aspects(written, self.tokenizer, target)
+        if aspect not in labels:
+            raise InputError(
+                f"{example.name}: no token of its target is of the aspect {aspect!r}, only of "
+                f"{', '.join(dict.fromkeys(labels))}; `with_aspect` keeps the others"
+            )
+        return tuple(label == aspect for label in labels)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

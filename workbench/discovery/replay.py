@@ -52,7 +52,7 @@ class Rows:
     Attributes:
         prefix: The beginning's tokens; no columns when nothing is shared.
         tokens: The rest of each, padded on the right.
-        keep: The columns of `tokens` that predict a target token.
+        keep: The columns of `tokens` that predict a target token that counts.
         targets: The tokens predicted there.
         weights: 1 / number of the row's targets, 0 where a row has fewer than the widest.
     """
@@ -169,16 +169,17 @@ class Replay:
         """Prompts whose first `prefix` tokens are the same, as tensors on the model's device."""
         ids = [(*prompt.ids, *prompt.target_ids) for prompt in prompts]
         width = max(map(len, ids)) - prefix
-        kept = max(len(prompt.target_ids) for prompt in prompts)
+        kept = max(len(prompt.scored) for prompt in prompts)
         tokens = torch.full((len(ids), width), self.pad)
         keep = torch.zeros((len(ids), kept), dtype=torch.long)
         targets = torch.zeros_like(keep)
         weights = torch.zeros((len(ids), kept))
         for i, (prompt, row) in enumerate(zip(prompts, ids, strict=True)):
-            count = len(prompt.target_ids)
+            scored = torch.tensor(prompt.scored, dtype=torch.long)
+            count = len(scored)
             tokens[i, : len(row) - prefix] = torch.tensor(row[prefix:])
-            keep[i, :count] = torch.arange(count) + len(prompt.ids) - 1 - prefix
-            targets[i, :count] = torch.tensor(prompt.target_ids)
+            keep[i, :count] = scored + len(prompt.ids) - 1 - prefix
+            targets[i, :count] = torch.tensor(prompt.target_ids)[scored]
             weights[i, :count] = 1 / count
         first = torch.tensor([ids[0][:prefix]], dtype=torch.long)
         return Rows(*(t.to(self.device) for t in (first, tokens, keep, targets, weights)))

@@ -114,7 +114,7 @@ class Scorer:
                     "user": example.user,
                     "task": example.task,
                     "nll": float(nll[i]),
-                    "target_tokens": len(prompt.target_ids),
+                    "target_tokens": len(prompt.scored),
                     "pcs": [pcs[i, layer, :n].tolist() for layer, n in enumerate(self.shape)],
                 }
             )

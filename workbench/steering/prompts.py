@@ -82,7 +82,10 @@ def _content(example: Example) -> int:
 
 
 def _packed(prompt: Prompt) -> _Kept:
-    told = prompt.shown, prompt.dropped_items, prompt.shortened_items, prompt.cut_tokens
+    told = (
+        *(prompt.shown, prompt.dropped_items, prompt.shortened_items, prompt.cut_tokens),
+        prompt.counted,
+    )
     return array("i", prompt.ids), array("i", prompt.target_ids), told
 
 
