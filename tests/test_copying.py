@@ -13,7 +13,7 @@ from plain import plain_copy
 from typer.testing import CliRunner
 
 from workbench.cli import retrieval
-from workbench.discovery import copying
+from workbench.discovery import patterns
 from workbench.discovery.copying import (
     CopyProbe,
     copied,
@@ -232,7 +232,7 @@ def test_attention_of_nan_is_refused(copier):
 
 
 def test_patterns_that_cant_be_read_are_refused_with_the_remedy(copier, monkeypatch):
-    monkeypatch.setattr(copying, "PATTERN", "blocks.{}.attn.hook_nothing")
+    monkeypatch.setattr(patterns, "PATTERN", "blocks.{}.attn.hook_nothing")
     with pytest.raises(InputError, match="pattern of layer 0, 1; import a published list"):
         copy_scores(copier, random_probes(copier, 2, lengths=[40]), progress=False)
 

@@ -11,7 +11,7 @@ import xarray as xr
 
 from workbench.batches import collate, last_logits
 from workbench.data.prompts import Prompt
-from workbench.discovery.copying import PATTERN
+from workbench.discovery.patterns import PATTERN
 from workbench.errors import InputError
 from workbench.heads import HeadSet
 from workbench.models import heads_per_layer, pad_token

@@ -18,31 +18,30 @@ Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import binom
 from tqdm.auto import tqdm
 
 from workbench import stats
-from workbench.batches import Batch, last_logits
+from workbench.discovery.patterns import read_patterns
 from workbench.errors import InputError
 from workbench.heads import HeadSet, top_k
 from workbench.models import context_length, heads_per_layer
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
 THRESHOLD = 0.1  # of Wu et al.
 LEVEL = 0.05
 LENGTH = 256
-PATTERN = "blocks.{}.attn.hook_pattern"  # [batch, head, query, key]
+# What to do about a model whose attention can't be read.
+INSTEAD = "import a published list of scores instead (workbench retrieval-heads MODEL --from FILE)"
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def random_probes(
             f"the cue must have 1 to {needle_tokens - 1} of the needle's {needle_tokens} tokens, "
             f"got {cue_tokens}"
         )
-    vocabulary = _ordinary_tokens(model)
+    vocabulary = ordinary_tokens(model)
     if len(vocabulary) <= needle_tokens:
         raise InputError(
             f"needles of {needle_tokens} tokens need a larger vocabulary than this model's "
@@ -208,7 +207,8 @@ def _places(
     return [(lengths[i % n], (i // n + 0.5) / each) for i in range(count)]
 
 
-def _ordinary_tokens(model: TransformerBridge) -> list[int]:
+def ordinary_tokens(model: TransformerBridge) -> list[int]:
+    """Ids of a model's tokens that hold a letter or digit and are neither special nor a byte."""
     tokenizer = model.tokenizer
     rows = min(len(tokenizer), model.original_model.get_input_embeddings().weight.shape[0])
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -286,7 +286,8 @@ def copy_scores(
         for (length, steps), members in groups.items():
             size = max(1, batch_tokens // length)
             for rows in (members[i : i + size] for i in range(0, len(members), size)):
-                tops = _top_positions(model, [probes[i].ids for i in rows], steps, shape)
+                ids = [probes[i].ids for i in rows]
+                tops = read_patterns(model, ids, steps, lambda p: p.argmax(dim=-1), INSTEAD)
                 for layer, top in tops.items():
                     for row, place in zip(rows, top, strict=True):
                         scores[row, layer, : shape[layer]] = copied(place, probes[row]).mean(-1)
@@ -299,38 +300,6 @@ def copy_scores(
         "chance": ("probe", [probe.chance for probe in probes]),
     }
     return xr.DataArray(scores, coordinates, ("probe", "layer", "head"), name="copy_score")
-
-
-@torch.inference_mode()
-def _top_positions(
-    model: TransformerBridge, rows: Sequence[tuple[int, ...]], steps: int, shape: Sequence[int]
-) -> dict[int, NDArray[np.int64]]:
-    """Where each head looks most at each step, layer by layer, [row, head, step]."""
-    tokens = torch.tensor(rows, device=model.cfg.device)[:, :-1]
-    batch = Batch(tokens, torch.ones_like(tokens), torch.zeros_like(tokens, dtype=torch.bool))
-    tops: dict[int, NDArray[np.int64]] = {}
-
-    def read(layer: int) -> Callable[..., None]:
-        def hook(pattern: Tensor, hook: Any) -> None:
-            scored = pattern[:, :, -steps:]
-            if not bool(scored.isfinite().all()):
-                raise InputError(f"layer {layer}: attention is NaN; try --dtype float32")
-            tops[layer] = scored.argmax(dim=-1).cpu().numpy()
-
-        return hook
-
-    names = {layer: PATTERN.format(layer) for layer, heads in enumerate(shape) if heads}
-    hooks = [(name, read(layer)) for layer, name in names.items() if name in model.hook_dict]
-    with model.hooks(fwd_hooks=hooks):
-        last_logits(model, batch, 1)  # no logits are wanted; one position's are the fewest
-    unread = [str(layer) for layer in names if layer not in tops]
-    if unread:
-        raise InputError(
-            f"{model.cfg.model_name}: TransformerLens doesn't show the attention pattern of layer "
-            f"{', '.join(unread)}; import a published list of scores instead "
-            "(workbench retrieval-heads MODEL --from FILE)"
-        )
-    return tops
 
 
 # Heads
