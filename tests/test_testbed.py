@@ -1,14 +1,18 @@
 """The built-in corpus: its grammar, its splits, and the files that are shipped."""
 
+import hashlib
 import itertools
 import json
 import random
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from workbench.cli.testbed import testbed_app as app
 from workbench.data import testbed
 from workbench.data.lamp import load_lamp, testbed_examples
 from workbench.data.prompts import PromptSettings, build_prompts
@@ -228,3 +232,48 @@ def test_a_split_or_task_of_the_testbed_that_is_not_there_is_refused(corpus):
     kept = load_examples("testbed", "test", corpus, tasks=["testbed-tag"], users=5)
     assert {e.task for e in kept} == {"testbed-tag"}
     assert len({e.user for e in kept}) == 5
+
+
+# Checkpoints
+
+
+def test_the_small_checkpoint_reads_the_same_words_and_is_smaller():
+    from workbench.models import heads_per_layer, load_model
+
+    small = load_model("testbed-small", device="cpu")
+    assert heads_per_layer(small) == (6, 6, 6)
+    folders = [testbed.testbed_path(name) for name in ("testbed", "testbed-small")]
+    first, second = ((folder / "tokenizer.json").read_bytes() for folder in folders)
+    assert first == second
+    assert not (folders[1] / "corpus").exists()
+
+
+@pytest.mark.parametrize(("name", "size"), [("testbed", "base"), ("testbed-small", "small")])
+def test_a_shipped_checkpoint_is_what_its_recipe_and_digest_say(name, size):
+    from workbench.training import SIZES
+
+    folder = testbed.testbed_path(name)
+    record = json.loads((folder / "training.json").read_text())
+    assert record["recipe"] == json.loads(json.dumps(asdict(SIZES[size])))
+    weights = (folder / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == record["weights_sha256"]
+
+
+def test_a_user_s_own_profile_helps_the_small_checkpoint():
+    from workbench.analysis.profiles import profile_value
+    from workbench.models import load_model
+
+    examples = load_examples("testbed", "test", users=40)
+    table = profile_value(load_model("testbed-small", device="cpu"), examples)
+    assert (table["cost_low"].sel(profile=["none", "stranger"]) > 0).all()
+
+
+def test_a_built_in_checkpoint_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match="built-in testbed-large is missing"):
+        testbed.testbed_path("testbed-large")
+
+
+def test_a_size_of_the_testbed_that_is_not_there_is_refused():
+    done = CliRunner().invoke(app, ["train", "--size", "large"])
+    assert isinstance(done.exception, InputError)
+    assert "base or small" in str(done.exception)

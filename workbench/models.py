@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 TESTBED = "testbed"
+BUILT_IN = (TESTBED, "testbed-small")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -35,7 +36,7 @@ def load_model(
     """Load a causal language model as a `TransformerBridge`.
 
     Args:
-        name: `testbed`, a local folder in Hugging Face format, or a hub id.
+        name: `testbed`, `testbed-small`, a local folder in Hugging Face format, or a hub id.
         device: `cpu`, `cuda`, `cuda:1`; by default the GPU where there is one.
         dtype: `float32`, `bfloat16`, `float16`; `checkpoint` is the checkpoint's own, `auto`
             that on a GPU and float32 on a CPU.
@@ -50,7 +51,8 @@ def load_model(
     from transformers.utils import logging as hf_logging
 
     device = choose_device(device)
-    path = testbed_path() if str(name) == TESTBED else Path(name)
+    built_in = str(name) in BUILT_IN
+    path = testbed_path(str(name)) if built_in else Path(name)
     local = path.is_dir()
     if not local and (path.is_absolute() or str(name).startswith((".", "~"))):
         raise InputError(f"{name}: no such folder")
@@ -66,7 +68,7 @@ def load_model(
     logging.getLogger("transformer_lens").setLevel(logging.ERROR)
     wanted = _dtype(source, device, dtype, revision, trust_remote_code)
     bars = hf_logging.is_progress_bar_enabled()
-    if str(name) == TESTBED:
+    if built_in:
         hf_logging.disable_progress_bar()  # it is loaded before a bar could be read
     try:
         # Weights made in inference mode could never be part of a gradient.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -59,23 +59,40 @@ class Recipe:
     threads: int = 1
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer; the line end is the end-of-text token."""
-    words = {word: i for i, word in enumerate(testbed.vocabulary())}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+# What the shipped checkpoints are trained by: the same recipe but for the model's shape.
+SIZES = {
+    "base": Recipe(),
+    "small": Recipe(layers=3, heads=6, kv_heads=3, width=96, mlp_width=192),
+}
+
+
+def word_tokenizer(words: Sequence[str], end: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, put behind `<bos>`.
+
+    Args:
+        words: The vocabulary in the order of its ids, `<pad>`, `<bos>` and `<unk>` among them.
+        end: The word that is the end-of-text token.
+    """
+    ids = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", words["<bos>"])]
+        single="<bos> $A", special_tokens=[("<bos>", ids["<bos>"])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<bos>",
         unk_token="<unk>",
-        eos_token=testbed.END_OF_TEXT,
+        eos_token=end,
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """The testbed's tokenizer; the line end is the end-of-text token."""
+    return word_tokenizer(testbed.vocabulary(), testbed.END_OF_TEXT)
 
 
 def make_model(recipe: Recipe) -> LlamaForCausalLM:
@@ -205,6 +222,19 @@ def train(
     return _save(model, tokenizer, recipe, folder, time.monotonic() - started, recent)
 
 
+def write_checkpoint(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """Write a model and its tokenizer as a Hugging Face folder, ready for evaluation."""
+    model.generation_config = GenerationConfig(
+        pad_token_id=model.config.pad_token_id,
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+    )
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _save(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -213,13 +243,7 @@ def _save(
     seconds: float,
     losses: list[float],
 ) -> dict[str, object]:
-    model.generation_config = GenerationConfig(
-        pad_token_id=model.config.pad_token_id,
-        bos_token_id=model.config.bos_token_id,
-        eos_token_id=model.config.eos_token_id,
-    )
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_checkpoint(model, tokenizer, folder)
     record: dict[str, object] = {
         "recipe": asdict(recipe),
         "parameters": model.num_parameters(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,9 @@ def train_checkpoint(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")] = Path(
         "runs/testbed-checkpoint"
     ),
+    size: Annotated[
+        str, typer.Option(help="base (4 layers of 8 heads) or small (3 layers of 6).")
+    ] = "base",
     seed: Annotated[int, typer.Option(help="Seed of weights, data and dropout.")] = 0,
     threads: Annotated[
         int, typer.Option(min=1, help="Threads; another number gives other roundings.")
@@ -49,13 +53,16 @@ def train_checkpoint(
     from tqdm import tqdm
 
     from workbench.errors import InputError
-    from workbench.training import Recipe, train
+    from workbench.training import SIZES, train
+
+    if size not in SIZES:
+        raise InputError(f"--size must be {' or '.join(SIZES)}, got {size!r}")
 
     try:
         first, second = (int(part) for part in steps.split(","))
     except ValueError:
         raise InputError(f"wanted two numbers of steps like 2000,800, got {steps!r}") from None
-    recipe = Recipe(seed=seed, threads=threads, steps=(first, second))
+    recipe = replace(SIZES[size], seed=seed, threads=threads, steps=(first, second))
     with tqdm(total=first + second, desc="training", unit="step") as bar:
 
         def advance(_done: int, _steps: int, loss: float) -> None:

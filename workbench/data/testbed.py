@@ -356,11 +356,16 @@ def _write_json(path: Path, value: Any) -> Path:
     return path
 
 
-def testbed_path() -> Path:
-    """The folder of the built-in checkpoint and corpus."""
+def testbed_path(name: str = "testbed") -> Path:
+    """The folder of a built-in checkpoint; that of `testbed` holds the corpus too.
+
+    Raises:
+        InputError: It isn't there.
+    """
     package = Path(__file__).resolve().parent.parent
     # A wheel carries the data inside the package, a checkout beside it.
-    for folder in (package / "_testbed", package.parent / "data" / "testbed"):
+    inside = package / f"_{name.replace('-', '_')}"
+    for folder in (inside, package.parent / "data" / name):
         if (folder / "config.json").is_file():
             return folder
-    raise InputError("the built-in testbed is missing; make it with `workbench testbed train`")
+    raise InputError(f"the built-in {name} is missing; make it with `workbench testbed train`")
