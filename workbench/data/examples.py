@@ -28,6 +28,8 @@ class Example:
         profile: The user's history items, each a mapping of the task's fields.
         style: Style the user keeps to, where the corpus knows it (the testbed's headlines).
         inferred: Whether the data names no user, so that `user` was inferred from profiles.
+        turns: Earlier queries of the same conversation with their answers, the oldest first;
+            they stand between profile and query.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Example:
     profile: tuple[Mapping[str, str], ...]
     style: Mapping[str, str] = field(default_factory=dict, compare=False)
     inferred: bool = field(default=False, compare=False)
+    turns: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:

@@ -31,7 +31,8 @@ class PromptSettings:
     """How prompts are built.
 
     Attributes:
-        style: `plain` text, or `chat`: one user turn in the tokenizer's chat template.
+        style: `plain` text, or `chat`: a user turn in the tokenizer's chat template, behind the
+            example's earlier turns if it has any. Plain, a turn is a line of query and answer.
         items: How many profile items are shown.
         ranking: How they are chosen; None for the task's default.
         max_tokens: Budget of prompt tokens; the model's context may leave less.
@@ -225,22 +226,36 @@ class _Builder:
         self, example: Example, items: list[dict[str, str]]
     ) -> tuple[list[int], str]:
         task = get_task(example.task)
-        text = self._clean(example.query)
+        queries = [self._clean(query) for query, _ in example.turns]
+        queries.append(self._clean(example.query))
+        answers = [self._clean(answer) for _, answer in example.turns]
         if items:
-            text = task.compose(task.joint.join(task.item.format(**i) for i in items), text)
+            shown = task.joint.join(task.item.format(**i) for i in items)
+            queries[0] = task.compose(shown, queries[0])
         if self.settings.style == "chat":
-            text = str(
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-                )
-            )
+            text = self._chat(queries, answers)
         else:
-            text += task.cue
+            joint = "" if task.cue[-1:].isspace() else " "
+            turns = [
+                f"{query}{task.cue}{joint}{answer}\n"
+                for query, answer in zip(queries, answers, strict=False)
+            ]
+            text = "".join(turns) + queries[-1] + task.cue
         ids = self._encode(text)
         # Models are trained behind their first token; some tokenizers leave it to the caller.
         if self.first is not None and ids[:1] != [self.first]:
             ids = [self.first, *ids]
         return ids, text
+
+    def _chat(self, queries: list[str], answers: list[str]) -> str:
+        """A conversation in the tokenizer's template, up to where the model is to answer."""
+        messages = [{"role": "user", "content": queries[0]}]
+        for answer, query in zip(answers, queries[1:], strict=True):
+            messages.append({"role": "assistant", "content": answer})
+            messages.append({"role": "user", "content": query})
+        return str(
+            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
 
     def _encode_target(self, example: Example, prompt: list[int], text: str) -> list[int]:
         """Ids of the target. The space before it, where there is one, belongs to it."""

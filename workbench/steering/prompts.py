@@ -78,7 +78,7 @@ class PromptCache:
 def _content(example: Example) -> int:
     """What tells two examples of a name apart; of text that is held Python keeps the hash."""
     items = tuple(tuple(item.items()) for item in example.profile)
-    return hash((example.query, example.target, items))
+    return hash((example.query, example.target, items, example.turns))
 
 
 def _packed(prompt: Prompt) -> _Kept:
