@@ -71,6 +71,11 @@ def spearman(means: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray
     return _standard_ranks(means) @ _standard_ranks(others).T
 
 
+def spearman_pairs(means: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`spearman` of each ranking with its counterpart alone, [ranking]."""
+    return (_standard_ranks(means) * _standard_ranks(others)).sum(axis=1)
+
+
 def _standard_ranks(means: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks with mean 0 and length 1: [ranking, head]."""
     flat = means.reshape(len(means), -1)
@@ -106,7 +111,8 @@ def check_comparable(
     for key, noun in MODEL.items():
         if key in ours and key in theirs and ours[key] != theirs[key]:
             told = "ablation" if key == "ablation" else "model"
+            a, b = ours.get(told), theirs.get(told)
+            which = f"{a} and {b}" if a != b else f"{a} with other weights"
             raise InputError(
-                f"{names[0]} and {names[1]} are of different {noun} ({ours.get(told)} and "
-                f"{theirs.get(told)}); compare runs of one"
+                f"{names[0]} and {names[1]} are of different {noun} ({which}); compare runs of one"
             )

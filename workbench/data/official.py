@@ -283,9 +283,9 @@ def write_official(
         scores: PCS per example, of all heads.
         folder: Gets `TASK/GROUP/`. Files of the same groups are replaced.
         k: Size of the selected sets.
-        by: `task`: one group a task, `global`. `user`: one group a user in each task, named by
-            the user; a letter that a file name can't have is written %XX. `all`: one group of all
-            examples, `all/global`.
+        by: `task`: one group a task, `global`. `user` or `cluster`: in each task a group a user,
+            named by the user; a letter that a file name can't have is written %XX. `all`: one
+            group of all examples, `all/global`.
 
     Returns:
         The files written.
@@ -315,11 +315,11 @@ def _parts(scores: HeadScores, by: By) -> list[tuple[str, str, NDArray[np.intp]]
     tasks = scores.groups("task")
     if by == "task":
         return [(task, GLOBAL, rows) for task, rows in tasks.items()]
-    users = scores.data["user"].values
     return [
-        (task, user, rows[users[rows] == user])
+        (task, name, both)
         for task, rows in tasks.items()
-        for user in dict.fromkeys(users[rows].tolist())
+        for name, members in scores.groups(by).items()
+        if len(both := rows[np.isin(rows, members)])
     ]
 
 
