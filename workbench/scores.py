@@ -20,7 +20,7 @@ from workbench import runs, stats
 from workbench.errors import InputError
 from workbench.heads import HeadSet, top_k
 
-By = Literal["user", "task", "all"]
+By = Literal["user", "task", "cluster", "all"]
 FORMAT = "workbench.scores/2"
 SCHEMA = pa.schema(
     [
@@ -143,10 +143,31 @@ class HeadScores:
         present = ~np.isnan(self.data[known].values).all(axis=0)
         return tuple(int(np.flatnonzero(layer).max(initial=-1)) + 1 for layer in present)
 
+    def assign_clusters(self, labels: Mapping[str, int]) -> HeadScores:
+        """The same scores with a coordinate `cluster` along `example`; a saved run has none.
+
+        Args:
+            labels: The cluster of each user by name.
+
+        Raises:
+            InputError: A user with scores is in no cluster.
+        """
+        users = self.data["user"].values.tolist()
+        if unknown := [user for user in users if user not in labels]:
+            raise InputError(f"user {unknown[0]} has scores and is in no cluster")
+        names = [str(labels[user]) for user in users]
+        return HeadScores(self.data.assign_coords(cluster=("example", names)), self.manifest)
+
     def groups(self, by: By) -> dict[str, np.ndarray]:
-        """Positions of the examples of each user or task, or of all, in order of appearance."""
+        """Positions of the examples of each user, task or cluster, in order of appearance.
+
+        Raises:
+            InputError: Clusters are asked for, and users were assigned to none.
+        """
         if by == "all":
             return {"all": np.arange(self.data.sizes["example"])}
+        if by not in self.data.coords:
+            raise InputError(f"these scores have no {by}s; name them with assign_clusters first")
         labels = self.data[by].values
         return {name: np.flatnonzero(labels == name) for name in dict.fromkeys(labels.tolist())}
 
