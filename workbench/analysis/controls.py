@@ -1,0 +1,414 @@
+"""Is it preference, or is it damage? PCS held against other profiles and against text of nobody.
+
+PCS as the paper defines it is high for any head that fluent text needs. Two controls:
+
+1. The same score behind another profile than the user's own. What a head loses of its PCS then
+   is about the user: `specific = PCS(own profile) - PCS(other profile)`, example by example.
+2. The same ablation on text that has no user. A head that hurts there as much does general work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from workbench import stats
+from workbench.data.examples import COUNTERFACTUALS, Example, counterfactual
+from workbench.data.prompts import PromptSettings
+from workbench.discovery.cluster import RayOptions
+from workbench.discovery.run import score_heads
+from workbench.errors import InputError
+from workbench.evaluation.text import share
+from workbench.heads import HeadSet, rank, top_k
+from workbench.hooks import Ablation
+from workbench.scores import By, HeadScores
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Classes = Mapping[str, Mapping[str, Sequence[HeadSet]]]
+"""Head sets by task and class; a class of several sets is a random one, a set a draw."""
+RANDOM = "random"
+_SAME_MODEL = ("weights", "tensors", "heads_per_layer", "dtype", "ablation", "method")
+
+
+def counterfactual_scores(
+    model: TransformerBridge,
+    examples: Sequence[Example],
+    kinds: Sequence[str] = COUNTERFACTUALS,
+    ablation: Ablation = "zero",
+    *,
+    prompt: PromptSettings | None = None,
+    folder: Path | str | None = None,
+    batch_tokens: int | None = None,
+    ray: RayOptions | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> dict[str, HeadScores]:
+    """Score all heads on the same queries and targets behind other profiles.
+
+    Args:
+        model: From `load_model`.
+        examples: Those whose own-profile scores the result is held against.
+        kinds: Which of `none`, `stranger` and `shuffled`.
+        ablation: As of the own-profile scores.
+        prompt: Likewise.
+        folder: Each kind becomes a run folder in it; the same call goes on where it stopped.
+        batch_tokens: Most tokens in a forward pass; by default from the memory at hand.
+        ray: Score on a Ray cluster.
+        progress: Show a bar on the terminal.
+        seed: Of the shuffle.
+
+    Raises:
+        InputError: A kind is unknown or given twice, a task has one user only and a stranger's
+            profile is asked for, or what `score_heads` refuses.
+    """
+    if not kinds or len(set(kinds)) < len(kinds):
+        raise InputError(f"wanted different counterfactuals, got {', '.join(kinds) or 'none'}")
+    changed = {kind: counterfactual(examples, kind, seed) for kind in kinds}
+    return {
+        kind: score_heads(
+            model,
+            part,
+            ablation,
+            prompt=prompt,
+            folder=None if folder is None else Path(folder) / kind,
+            batch_tokens=batch_tokens,
+            ray=ray,
+            progress=progress,
+        )
+        for kind, part in changed.items()
+    }
+
+
+def specificity(
+    own: HeadScores,
+    others: Mapping[str, HeadScores],
+    by: By = "task",
+    k: int = 8,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.Dataset:
+    """How much of each head's PCS is about the user whose profile it is.
+
+    Args:
+        own: PCS behind the users' own profiles, of all heads.
+        others: The same examples behind other profiles, by name: `counterfactual_scores`.
+        by: What heads are judged in.
+        k: How many of the highest heads `specific_fraction` is about.
+        level: Coverage of the intervals.
+        seed: Of the resampling.
+
+    Returns:
+        For each `counterfactual`, `group` and head, in nats per target token: `other`, the mean
+        PCS behind that profile; `specific`, the mean of own - other, with `low`, `high` and `p`
+        that hold for all heads of the group together; `is_specific`, whether the interval leaves
+        0 out, on either side. For each group `own`, and its `top_heads`, the K highest of it. For
+        each counterfactual and group `specific_fraction`, the sum of `specific` over the sum of
+        `own` of these K heads, with its 95 % interval: 1 if their PCS is all about the user, 0 if none of
+        it is; NaN where it sums to nothing. The K heads were chosen by the same scores, of which
+        they have the luckiest: their own PCS is a little too high, and so is the fraction.
+
+    Raises:
+        InputError: There is no counterfactual; a run is of another model or of other examples,
+            was screened, or holds no scores; or K is outside the model.
+    """
+    if not others:
+        raise InputError(
+            "nothing to hold the scores against; score a counterfactual profile first "
+            "(counterfactual_scores)"
+        )
+    need_scores(own, "the own profiles")
+    aligned = {kind: _aligned(own, scores, kind) for kind, scores in others.items()}
+    pcs = own.data["pcs"].values.astype(np.float64)
+    groups = own.groups(by)
+    units = {name: _units(own, by, rows) for name, rows in groups.items()}
+    tops = {name: top_k(pcs[rows].mean(axis=0), k) for name, rows in groups.items()}
+    columns: dict[str, list[Any]] = {}
+    for name, rows in groups.items():
+        for other in aligned.values():
+            found = _against(pcs[rows], other[rows], units[name], tops[name], level, seed)
+            for key, value in found.items():
+                columns.setdefault(key, []).append(value)
+    shape = (len(groups), len(aligned))
+    dims = ("group", "counterfactual", "layer", "head")
+    sizes = {
+        name: len(set(own.data["user"].values[rows].tolist())) for name, rows in groups.items()
+    }
+    table = xr.Dataset(
+        {
+            "own": (
+                ("group", "layer", "head"),
+                [pcs[rows].mean(axis=0) for rows in groups.values()],
+            ),
+            **{
+                key: (
+                    dims[: 2 + np.ndim(value[0])],
+                    np.reshape(value, (*shape, *np.shape(value[0]))),
+                )
+                for key, value in columns.items()
+            },
+            "top_heads": ("group", [str(tops[name]) for name in groups]),
+            "examples": ("group", [len(rows) for rows in groups.values()]),
+            "users": ("group", list(sizes.values())),
+        },
+        coords={
+            "group": list(groups),
+            "counterfactual": list(aligned),
+            "layer": own.data["layer"].values,
+            "head": own.data["head"].values,
+        },
+        attrs={"units": "nats/token", "by": by, "k": k, "level": level, "seed": seed},
+    )
+    return table.transpose("counterfactual", "group", "layer", "head")
+
+
+def damage(
+    own: HeadScores,
+    neutral: HeadScores,
+    classes: Classes | None = None,
+    by: By = "task",
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.Dataset:
+    """What removing each head does to the users' text, and to text that has no user.
+
+    Args:
+        own: PCS behind the users' own profiles, of all heads.
+        neutral: Scores of the same model on `neutral_examples`.
+        classes: Head sets by task and class; the random ones name no head.
+        by: Groups of the users' text. The neutral text is one and the same for all.
+        level: Coverage of the intervals, each by itself.
+        seed: Of the resampling.
+
+    Returns:
+        For each `group` and head, in nats per target token, `user` and `neutral` with `_low` and
+        `_high`; `cls`, the first class that the head belongs to, and `all_cls`, every one, joined
+        by commas; empty where there is none. For each group `correlation`, Spearman's between
+        the two, with its interval: near 1, PCS ranks heads as general damage does.
+
+    Raises:
+        InputError: The runs are of different models, were screened, or hold no scores.
+    """
+    need_scores(own, "the users' text")
+    need_scores(neutral, "the neutral text")
+    check_model(own, neutral, "neutral")
+    user, there = own.mean(by, level, seed), neutral.mean("all", level, seed).isel(group=0)
+    values = neutral.data["pcs"].values.astype(np.float64)
+    shape = values.shape[1:]
+    columns: dict[str, list[Any]] = {}
+    for name, rows in own.groups(by).items():
+        found = stats.rank_correlation(
+            own.data["pcs"].values[rows].reshape(len(rows), -1),
+            _units(own, by, rows),
+            values.reshape(len(values), -1),
+            neutral.data["user"].values,
+            level,
+            seed,
+        )
+        sets = (classes or {}).get(name, {})
+        row = {
+            "correlation": found.mean,
+            "correlation_low": found.low,
+            "correlation_high": found.high,
+            "cls": _names(sets, shape, first=True),
+            "all_cls": _names(sets, shape, first=False),
+            "examples": len(rows),
+            "users": len(set(own.data["user"].values[rows].tolist())),
+            "neutral_examples": len(values),
+        }
+        for key, value in row.items():
+            columns.setdefault(key, []).append(value)
+    dims = ("group", "layer", "head")
+    table = xr.Dataset(
+        {key: (dims[: 1 + np.ndim(value[0])], np.array(value)) for key, value in columns.items()},
+        coords={name: user[name].values for name in dims},
+        attrs={"units": "nats/token", "by": by, "level": level, "seed": seed},
+    )
+    for end, source in (("", "mean"), ("_low", "low"), ("_high", "high")):
+        table[f"user{end}"] = (dims, user[source].values)
+        table[f"neutral{end}"] = (dims, np.stack([there[source].values] * len(user["group"])))
+    return table
+
+
+def check_model(scores: HeadScores, other: HeadScores, what: str) -> None:
+    """Refuse scores of different models, or scored in different ways.
+
+    Raises:
+        InputError: The message names what differs; `what` is said of the other run.
+    """
+    mine, theirs = (run.manifest.get("settings", {}) for run in (scores, other))
+    for key in _SAME_MODEL:
+        if mine.get(key) != theirs.get(key):
+            raise InputError(
+                f"the {what} run is of another model or was scored otherwise: its {key} is "
+                f"{str(theirs.get(key))[:40]}, not {str(mine.get(key))[:40]}; score both alike"
+            )
+    if scores.data["pcs"].shape[1:] != other.data["pcs"].shape[1:]:
+        raise InputError(
+            f"the {what} run is of a model with {other.heads_per_layer} heads, not "
+            f"{scores.heads_per_layer}; score both with one model"
+        )
+
+
+def need_scores(scores: HeadScores, what: str) -> None:
+    """Refuse scores that leave heads out.
+
+    Raises:
+        InputError: They were screened, or are all NaN; `what` says of what they are.
+    """
+    scores.need_all_heads(f"a control on {what}")
+    if np.isnan(scores.data["pcs"].values).all():
+        raise InputError(f"the scores of {what} are all NaN; there is nothing to compare")
+
+
+def _aligned(own: HeadScores, other: HeadScores, kind: str) -> NDArray[np.float64]:
+    """PCS of the other run in the order of the own one's examples."""
+    check_model(own, other, kind)
+    need_scores(other, f"counterfactual {kind}")
+    prompts = [run.manifest.get("settings", {}).get("prompt") for run in (own, other)]
+    if prompts[0] != prompts[1]:
+        raise InputError(f"the {kind} run was scored with other prompt settings; score both alike")
+    mine, theirs = (run.data["example"].values.tolist() for run in (own, other))
+    if sorted(mine) != sorted(theirs):
+        differing = sorted(set(mine) ^ set(theirs)) or ["an example given twice"]
+        raise InputError(
+            f"the {kind} run is of other examples ({differing[0]} is in one only); score the same "
+            "ones behind both profiles"
+        )
+    places = {name: i for i, name in enumerate(theirs)}
+    data = other.data.isel(example=[places[name] for name in mine])
+    for key, word in (("user", "users"), ("task", "tasks"), ("target_tokens", "targets")):
+        if not np.array_equal(own.data[key].values, data[key].values):
+            raise InputError(f"the {kind} run has other {word}; score the same examples again")
+    return data["pcs"].values.astype(np.float64)
+
+
+def _units(scores: HeadScores, by: By, rows: NDArray[np.intp]) -> NDArray[Any]:
+    """What is resampled: the user; within one user the example."""
+    return rows if by == "user" else scores.data["user"].values[rows]
+
+
+def _against(
+    own: NDArray[np.float64],
+    other: NDArray[np.float64],
+    units: NDArray[Any],
+    top: HeadSet,
+    level: float,
+    seed: int,
+) -> dict[str, Any]:
+    """The numbers of one group against one counterfactual."""
+    mean, low, high, p = stats.simultaneous(own - other, units, level, seed)
+    layers, heads = zip(*((head.layer, head.head) for head in top), strict=True)
+    parts = np.stack([(own - other)[:, layers, heads].sum(1), own[:, layers, heads].sum(1)], axis=1)
+    part = stats.bootstrap_statistic(parts, units, share, level, seed)
+    return {
+        "other": other.mean(axis=0),
+        "specific": mean,
+        "low": low,
+        "high": high,
+        "p": p,
+        "is_specific": (low > 0) | (high < 0),
+        "specific_fraction": part.mean,
+        "specific_fraction_low": part.low,
+        "specific_fraction_high": part.high,
+    }
+
+
+def _names(
+    sets: Mapping[str, Sequence[HeadSet]], shape: tuple[int, ...], first: bool
+) -> NDArray[np.object_]:
+    """The class of every head [layer, head], or all of them."""
+    names = np.full(shape, "", dtype=object)
+    for name, members in sets.items():
+        if name == RANDOM:
+            continue
+        for head in dict.fromkeys(head for group in members for head in group):
+            before = names[head.layer, head.head]
+            if not (before and first):
+                names[head.layer, head.head] = f"{before}, {name}" if before else name
+    return names
+
+
+# In words
+
+
+def within(low: float, high: float, spec: str = "+.3f") -> str:
+    """The interval of a number, in brackets behind it."""
+    if np.isnan(low) or np.isnan(high):
+        return "(no interval: a single user)"
+    return f"(95 % interval {low:{spec}} to {high:{spec}})"
+
+
+_BEHIND = {
+    "none": "no profile",
+    "stranger": "a stranger's profile",
+    "shuffled": "the user's own words shuffled",
+}
+
+
+def lines(specific: xr.Dataset, damaged: xr.Dataset | None = None) -> list[str]:
+    """Whether it is preference or damage: a line a group and counterfactual, and one on damage.
+
+    Args:
+        specific: From `specificity`.
+        damaged: From `damage`, of the same groups.
+    """
+    said = []
+    for group in specific["group"].values.tolist():
+        part = specific.sel(group=group)
+        for kind in part["counterfactual"].values.tolist():
+            text = _specific_sentences(part.sel(counterfactual=kind), specific.attrs["k"])
+            said.append(f"{group}, against {_BEHIND.get(kind, kind)}: {text}")
+        if damaged is not None and group in damaged["group"].values:
+            said.append(f"{group}: {_damage_sentence(damaged.sel(group=group))}")
+    return said
+
+
+def _specific_sentences(row: xr.Dataset, k: int) -> str:
+    heads, best = int(row["own"].notnull().sum()), rank(row["own"].values)[:k]
+    if np.isnan(row["p"].values).all():
+        return "no head can be judged; there are too few users."
+    above, below = row["low"].values > 0, int((row["high"].values < 0).sum())
+    among = sum(bool(above[head.layer, head.head]) for head in best)
+    found = (
+        f"{int(above.sum())} of {heads} heads matter more behind the user's own profile, {among} "
+        f"of the top {k} by PCS among them"
+        if above.any()
+        else f"no head of {heads} is shown to matter more behind the user's own profile"
+    )
+    found += f"; {below} matter less" * bool(below) + " (corrected for the number of heads)"
+    value, low, high = (float(row[f"specific_fraction{end}"]) for end in ("", "_low", "_high"))
+    if np.isnan(value):
+        return f"{found}. The top {k} have no positive PCS to have a share of."
+    span = f"{value:.0%} of the PCS of the top {k} {within(low, high, '.0%')}"
+    if np.isnan(low) or low > 0:
+        more = ", more than all of it: behind that profile these heads mislead" * (low > 1)
+        return f"{found}. What goes with the profile is {span}{more}."
+    return f"{found}. That PCS goes with the profile is not shown: {span}."
+
+
+def _damage_sentence(part: xr.Dataset) -> str:
+    value, low, high = (float(part[f"correlation{end}"]) for end in ("", "_low", "_high"))
+    span = f"rank correlation {value:+.2f} {within(low, high, '+.2f')}"
+    if np.isnan(value):
+        text = "how PCS goes with damage to neutral text can't be told from so few heads."
+    elif low > 0:
+        text = f"heads with a high PCS are those that neutral text needs too: {span}."
+    elif high < 0:
+        text = f"heads with a high PCS are those that neutral text needs least: {span}."
+    else:
+        text = f"PCS is not shown to go with the damage to neutral text: {span}."
+    names = [entry.split(", ") for entry in part["all_cls"].values.ravel().tolist()]
+    chosen = [entry for entry in names if "preference" in entry]
+    if any("capability" in entry for entry in names):
+        both = sum("capability" in entry for entry in chosen)
+        text += f" {both} of the {len(chosen)} preference heads are capability heads as well."
+    return text
