@@ -7,10 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from plain import output_weights, plain_copy
+from scipy.stats import spearmanr
+from test_figures import make_scores
 from torch.nn.functional import cross_entropy
 
-from workbench import runs
+from workbench import runs, tables
+from workbench.analysis.aspects import aspect_scores, aspects, grouped, lines
+from workbench.analysis.halves import set_gap, top_members
 from workbench.batches import collate, losses
 from workbench.data.aspects import aspects_of, token_aspects, with_aspect, word_aspects
 from workbench.data.examples import Example
@@ -21,7 +26,9 @@ from workbench.discovery.replay import Replay
 from workbench.discovery.run import score_heads
 from workbench.discovery.scorer import REFERENCE, Job, Scorer
 from workbench.errors import InputError
+from workbench.heads import Head, HeadSet, top_k
 from workbench.models import context_length
+from workbench.scores import HeadScores
 from workbench.steering.prompts import PromptCache
 
 ACTOR_FIRST = "wow grim news , mayor commences bridge - amen"
@@ -257,3 +264,138 @@ def test_the_digest_of_a_run_tells_masks_apart(testbed_model, headlines):
         for aspect in (None, "opener", "closing")
     }
     assert len(digests) == 3
+
+
+# Tables
+
+
+def test_the_aspects_weighted_scores_add_up_to_the_whole(testbed_model, headlines):
+    whole = score_heads(testbed_model, headlines, progress=False)
+    parts = aspect_scores(testbed_model, headlines, progress=False)
+    assert list(parts) == aspects_of(headlines)
+    names = whole.data["example"].values.tolist()
+    for place, name in enumerate(names):
+        pcs, tokens = np.zeros((4, 8)), 0
+        for part in parts.values():
+            row = part.data.sel(example=name)
+            pcs += row["pcs"].values * int(row["target_tokens"])
+            tokens += int(row["target_tokens"])
+        assert tokens == int(whole.data["target_tokens"][place])
+        # Rounding of two exact runs; weights up to 1.
+        np.testing.assert_allclose(pcs / tokens, whole.data["pcs"].values[place], atol=3e-5)
+    joined = grouped(parts, {"all": list(parts)})["all"]
+    np.testing.assert_allclose(joined.data["pcs"], whole.data["pcs"], atol=3e-5)
+    np.testing.assert_allclose(joined.data["nll"], whole.data["nll"], atol=3e-5)
+    assert joined.data["example"].values.tolist() == names
+    assert joined.data["user"].equals(whole.data["user"])
+
+
+def test_aspects_are_scored_where_they_are_and_kept_in_folders(testbed_model, tmp_path):
+    examples = load_examples("testbed", "discovery", users=1)[::8]
+    options = {"aspects": ["answer", "closing"], "folder": tmp_path, "progress": False}
+    found = aspect_scores(testbed_model, examples, **options)
+    assert {name: len(s.data["example"]) for name, s in found.items()} == {
+        "answer": 2,
+        "closing": 1,
+    }
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/scores/*.parquet")}
+    assert {path.parts[-3] for path in kept} == {"answer", "closing"}
+    again = aspect_scores(testbed_model, examples, **options)
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+    assert again["closing"].data.equals(found["closing"].data)
+    with pytest.raises(InputError, match="aspect content; these have answer, opener"):
+        aspect_scores(testbed_model, examples, ["content"], progress=False)
+
+
+def made(means, users=24, noise=0.3, seed=0, **settings):
+    """Scores of 2 layers of 10 heads: a mean a head, and noise by example, two a user."""
+    rng = np.random.default_rng(seed)
+    mean = np.asarray(means, dtype=float).reshape(2, 10)
+    pcs = mean + rng.normal(0, noise, (2 * users, 2, 10))
+    scores = make_scores(pcs, [f"u{i // 2}" for i in range(2 * users)])
+    return HeadScores(scores.data, {"settings": settings})
+
+
+STRONG = np.r_[np.ones(4), np.zeros(16)]
+OTHERS = np.r_[np.zeros(10), np.ones(4), np.zeros(6)]
+
+
+def test_different_heads_are_found_and_equal_ones_are_not_called_different():
+    scores = {
+        "a": made(STRONG),
+        "same": made(3 * STRONG, noise=1.5, seed=1),  # five times the noise, three times the score
+        "other": made(OTHERS, seed=2),
+    }
+    table = aspects(scores, k=4)
+    assert float(table["gap_low"].sel(aspect="a", other="other")) > 0.5
+    assert float(table["gap_p"].sel(aspect="a", other="other")) < 0.01
+    assert float(table["gap_low"].sel(aspect="a", other="same")) <= 0
+    assert float(table["shared"].sel(aspect="a", other="a")) == pytest.approx(1, abs=0.02)
+    assert float(table["jaccard"].sel(aspect="a", other="other")) == 0
+    told = lines(table)
+    assert any(line.startswith("a and other") and "differ beyond noise" in line for line in told)
+    assert any(line.startswith("a and same") and "not shown to differ" in line for line in told)
+
+
+def test_the_gap_rarely_calls_equal_heads_different():
+    rng = np.random.default_rng(5)
+    means = rng.standard_exponential(20) ** 2 * 0.3
+    wrong = sum(
+        set_gap(made(means, 16, 0.7, seed=2 * i), made(2 * means, 16, 4.0, seed=2 * i + 1), 5).low
+        > 0
+        for i in range(40)
+    )
+    # 5 % of 40 is 2; more than 6 has a probability below 0.01 if the interval holds its level.
+    assert wrong <= 6
+
+
+def test_a_noisy_set_has_no_interval_and_few_users_have_none():
+    noisy = set_gap(made(STRONG), made(np.zeros(20), seed=3), 4)
+    assert np.isnan(noisy.low)
+    assert set_gap(made(STRONG, users=3), made(OTHERS, users=3), 4).users == 3
+    assert np.isnan(set_gap(made(STRONG, users=3), made(OTHERS, users=3), 4).low)
+    alone = aspects({"a": made(STRONG, users=1), "b": made(OTHERS, users=1, seed=1)}, k=4)
+    assert np.isnan(alone["low"].values).all()
+    assert np.isnan(alone["gap"].values).all()
+    assert any("no interval: a single user" in line for line in lines(alone))
+    assert any("takes two users" in line for line in lines(alone))
+
+
+def test_head_sets_of_halves_are_those_of_top_k():
+    scores = made(np.linspace(0, 1, 20))
+    mean = scores.data["pcs"].values.mean(axis=0)
+    members = top_members(mean.reshape(1, -1), 7)[0].reshape(mean.shape)
+    assert HeadSet(tuple(Head(*map(int, at)) for at in np.argwhere(members))) == top_k(mean, 7)
+    tied = top_members(np.zeros((1, 5)), 2)
+    assert tied.tolist() == [[True, True, False, False, False]]
+
+
+def test_the_table_is_kept_and_its_rank_correlation_is_scipys(tmp_path):
+    scores = {"a": made(STRONG), "b": made(OTHERS, seed=2)}
+    table = aspects(scores, k=4)
+    tables.save(table, tmp_path / "aspects.json")
+    back = tables.load(tmp_path / "aspects.json")
+    xr.testing.assert_allclose(back, table)
+    assert lines(back) == lines(table)
+    means = [s.data["pcs"].values.mean(axis=0).ravel() for s in scores.values()]
+    wanted = spearmanr(*means).statistic
+    assert float(table["spearman"].sel(aspect="a", other="b")) == pytest.approx(wanted)
+    assert table["heads"].values.tolist()[0] == str(top_k(means[0].reshape(2, 10), 4))
+
+
+def test_many_pairs_are_summed_up_in_one_line():
+    scores = {
+        name: made(OTHERS if name == "e" else STRONG, seed=i) for i, name in enumerate("abcde")
+    }
+    told = lines(aspects(scores, k=4))
+    assert len(told) == 6
+    assert "of 10 pairs of aspects the top 4 of 4 differ beyond noise" in told[-1]
+
+
+def test_scores_that_cannot_be_compared_are_refused():
+    with pytest.raises(InputError, match="different weights"):
+        aspects({"a": made(STRONG, weights="x"), "b": made(STRONG, weights="y")})
+    with pytest.raises(InputError, match="no aspects"):
+        aspects({})
+    with pytest.raises(InputError, match="style: none of its aspects"):
+        grouped({"content": made(STRONG)})

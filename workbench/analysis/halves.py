@@ -109,8 +109,11 @@ def set_gap(
         error = float(np.nanstd(_gap(inner, chance), ddof=1) * scale)
         reach = float(student_t.ppf((1 + level) / 2, len(users) - 1)) * error
         low, high = gap - reach, gap + reach
-        p = 2 * float(student_t.sf(abs(gap) / error, len(users) - 1)) if error > 0 else 1.0
-    return Gap(*map(float, shares), gap, low, high, p, len(users))
+        # Heads far above the noise make the same sets in every subsample.
+        reached = abs(gap) / error if error > 0 else (np.inf if abs(gap) > 1e-9 else 0.0)
+        p = 2 * float(student_t.sf(reached, len(users) - 1))
+    first_share, second_share, across = map(float, shares)
+    return Gap(first_share, second_share, across, gap, low, high, p, len(users))
 
 
 def _present(scores: HeadScores) -> NDArray[np.bool_]:
