@@ -364,7 +364,7 @@ def testbed_path(name: str = "testbed") -> Path:
     """
     package = Path(__file__).resolve().parent.parent
     # A wheel carries the data inside the package, a checkout beside it.
-    inside = package / f"_{name.replace('-', '_')}"
+    inside = package / f"_{name}"
     for folder in (inside, package.parent / "data" / name):
         if (folder / "config.json").is_file():
             return folder
