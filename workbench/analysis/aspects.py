@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 GROUPS: dict[str, tuple[str, ...]] = {"style": STYLE, "topic": TOPIC}
+SURE = 0.01  # nats per token
 PAIRS_TOLD = 3  # more pairs than this are summed up in one line
 
 
@@ -68,10 +69,7 @@ def aspect_scores(
     """
     settings = prompt or PromptSettings()
     names = list(dict.fromkeys(aspects_of(examples) if aspects is None else aspects))
-    parts = {
-        name: with_aspect(examples, model.tokenizer, replace(settings, aspect=name).aspect or "")
-        for name in names
-    }
+    parts = {name: with_aspect(examples, model.tokenizer, name) for name in names}
     empty = [name for name, part in parts.items() if not part]
     if empty or not parts:
         raise InputError(
@@ -172,7 +170,8 @@ def aspects(
     Returns:
         - `pcs[aspect, layer, head]`, the mean, with `low`, `high` and `p`, adjusted for the
           number of heads (`stats.simultaneous`); `nll[aspect]` with `nll_low` and `nll_high`;
-          nats per token of the aspect.
+          nats per token of the aspect. `below_noise[aspect, layer, head]` where a mean is below
+          `noise_floor[aspect]`, what sums in another order move it by.
         - `examples`, `users` and `tokens` of each aspect; `heads`, its top K, and `ties`.
         - `jaccard[aspect, other]` of the top K, `spearman[aspect, other]` of all heads' means.
         - Whether two aspects use different heads, from halves of the users
@@ -228,7 +227,9 @@ def _aspect_row(scores: HeadScores, k: int, level: float, seed: int) -> dict[str
     mean, low, high, p = stats.simultaneous(scores.data["pcs"].values, users, level, seed)
     nll = stats.estimate(scores.data["nll"].values, users, level, seed)
     heads = top_k(mean, k)
+    floor = scores.noise_floor(nll.n)
     return {
+        **{"noise_floor": floor, "below_noise": np.abs(mean) < floor},
         **{"pcs": mean, "low": low, "high": high, "p": p},
         **{"nll": nll.mean, "nll_low": nll.low, "nll_high": nll.high},
         **{"examples": nll.n, "users": nll.groups, "heads": heads, "ties": heads.ties},
@@ -322,8 +323,14 @@ def _aspect_line(row: xr.Dataset) -> str:
     if math.isnan(low):
         few = "a single user" if int(row["users"]) < 2 else "too few users"
         return f"{line}The highest head is {best} with {top:+.2g}; no interval: {few}."
+    if float(row["nll"]) < SURE:
+        line += "The model is all but sure of these tokens: what scores it has are as small. "
     heads = int((~np.isnan(pcs)).sum())
-    helping, hurting = (row["low"].values > 0).sum(), (row["high"].values < 0).sum()
+    above = ~row["below_noise"].values
+    helping, hurting = (
+        (above & (row["low"].values > 0)).sum(),
+        (above & (row["high"].values < 0)).sum(),
+    )
     return line + (
         f"Of {heads} heads {helping} are shown to help and {hurting} to hurt, all tested together; "
         f"the highest is {best} with {top:+.2g} (95 % interval {low:+.2g} to {high:+.2g})."

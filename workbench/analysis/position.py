@@ -108,8 +108,9 @@ def position(
         - `value_change` and `top_change`, the paired differences to the reference step.
         - `jaccard` of the step's top K with the reference step's, and `spearman` of all heads.
           Users are resampled for both steps at once; a resample is noisier than the data, so
-          these two intervals tend to lie low. `gap` says whether the sets differ beyond noise, as
-          in `workbench.analysis.halves`, with `gap_p`, Holm-adjusted over steps and tasks.
+          these two intervals tend to lie low, and are stretched to hold the value. `gap` says
+          whether the sets differ beyond noise, as in `workbench.analysis.halves`, with `gap_p`,
+          Holm-adjusted over steps and tasks.
         - `prompt_tokens`, their mean, and `shortened`, the share of prompts of which the budget
           cut the ends of items off; `examples[task]`, `users[task]`.
 
@@ -341,7 +342,11 @@ def _agreement(
     row: dict[str, float] = {}
     for name, combine in (("jaccard", jaccard), ("spearman", spearman)):
         found = stats.bootstrap_statistic(np.concatenate(both, axis=1), users, combine, level, seed)
-        row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        row |= {
+            name: found.mean,
+            f"{name}_low": float(np.minimum(found.low, found.mean)),
+            f"{name}_high": float(np.maximum(found.high, found.mean)),
+        }
     return row
 
 
