@@ -82,8 +82,8 @@ def _metric(part: xr.Dataset) -> str:
 def _heatmap(part: xr.Dataset) -> go.Heatmap:
     weights = part["weight"].values
     task, name = escape(part["task"].item()), escape(part["map"].item())
-    numbers = [float(part[n]) for n in ("value", "value_low", "value_high")]
-    below = f"{escape(part['metric'].item())} {interval(*numbers)}"
+    mean, low, high = (float(part[n]) for n in ("value", "value_low", "value_high"))
+    below = f"{escape(part['metric'].item())} {interval(mean, low, high)}"
     small = max(weights.shape) <= NUMBERED
     return go.Heatmap(
         z=weights,

@@ -133,7 +133,9 @@ class Tfidf(Embedder):
             ) from None
         rank = max(1, min(dims, len(texts) - 1, weights.shape[1] - 1))
         svd = TruncatedSVD(rank, random_state=seed)
-        with np.errstate(invalid="ignore"):  # equal texts have no variance to explain
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # equal texts have no variance to explain
             svd.fit(weights)
         words = tuple(map(str, vectorizer.get_feature_names_out()))
         idf, components = (a.astype(np.float32) for a in (vectorizer.idf_, svd.components_))
