@@ -111,9 +111,9 @@ def specificity(
         that hold for all heads of the group together; `is_specific`, whether the interval leaves
         0 out, on either side. For each group `own`, and its `top_heads`, the K highest of it. For
         each counterfactual and group `specific_fraction`, the sum of `specific` over the sum of
-        `own` of these K heads, with its 95 % interval: 1 if their PCS is all about the user, 0 if none of
-        it is; NaN where it sums to nothing. The K heads were chosen by the same scores, of which
-        they have the luckiest: their own PCS is a little too high, and so is the fraction.
+        `own` of these K heads, with its 95 % interval: 1 if their PCS is all about the user, 0 if
+        none of it is; NaN where it sums to nothing. The K heads were chosen by the same scores,
+        of which they have the luckiest: their PCS is a little too high, and so is the fraction.
 
     Raises:
         InputError: There is no counterfactual; a run is of another model or of other examples,

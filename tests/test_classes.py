@@ -1,0 +1,186 @@
+"""Head classes from made scores, and their effects against plain loops on the testbed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from test_controls import noise, scores_of
+
+import workbench as wb
+from workbench import tables
+from workbench.analysis import classes as module
+from workbench.analysis.classes import class_effects, head_classes
+from workbench.analysis.controls import specificity
+from workbench.batches import losses
+from workbench.data.neutral import neutral_examples
+from workbench.data.prompts import build_prompts
+from workbench.data.sources import load_examples
+from workbench.errors import InputError
+from workbench.evaluation.metrics import get_metric
+from workbench.heads import HeadSet
+from workbench.hooks import head_gates
+from workbench.models import heads_per_layer
+
+TASK = "LaMP-4"
+
+
+@pytest.fixture(scope="module")
+def made():
+    own, other, neutral = noise(0), noise(1), noise(2)
+    own[:, 0, 0] += 0.6
+    own[:, 1, 3] += 1.0
+    other[:, 1, 3] += 1.0
+    neutral[:, 1, 1] += 1.0
+    runs = scores_of(own), scores_of(other), scores_of(neutral, "text", "p")
+    return runs[0], specificity(runs[0], {"stranger": runs[1]}, k=1), runs[2]
+
+
+def test_each_class_is_the_top_of_its_own_score(made):
+    induction = xr.DataArray(np.zeros((3, 2, 4)), dims=("probe", "layer", "head"))
+    induction[:, 0, 2] = 0.5
+    found = head_classes(
+        *made, 1, induction=induction, retrieval=HeadSet.parse("L0H3 L0H1"), draws=3
+    )[TASK]
+    assert list(found) == [
+        *("preference", "specific", "capability", "induction", "retrieval", "random"),
+    ]
+    named = {cls: str(sets[0]) for cls, sets in found.items() if cls != "random"}
+    assert named == {
+        "preference": "L1H3",
+        "specific": "L0H0",
+        "capability": "L1H1",
+        "induction": "L0H2",
+        "retrieval": "L0H3",
+    }
+
+
+def test_random_sets_match_the_preference_heads_layer_by_layer(made):
+    found = head_classes(*made, 3, draws=20, seed=1)[TASK]
+    layers = sorted(head.layer for head in found["preference"][0])
+    assert all(sorted(h.layer for h in heads) == layers for heads in found["random"])
+    assert len(set(found["random"])) > 5
+    assert found["random"] == head_classes(*made, 3, draws=20, seed=1)[TASK]["random"]
+    assert found["random"] != head_classes(*made, 3, draws=20, seed=2)[TASK]["random"]
+    assert list(found) == ["preference", "specific", "capability", "random"]
+
+
+def test_scores_that_classes_cannot_be_made_from_are_refused(made):
+    own, specific, neutral = made
+    with pytest.raises(InputError, match="wanted 3 retrieval heads, got 1"):
+        head_classes(*made, 3, retrieval=HeadSet.parse("L0H0"))
+    with pytest.raises(InputError, match="at least 1 draw, got 0"):
+        head_classes(*made, 1, draws=0)
+    with pytest.raises(InputError, match="these scores have none; score that"):
+        head_classes(own, specific.assign_coords(counterfactual=["none"]), neutral, 1)
+    with pytest.raises(InputError, match="no specific scores of LaMP-4; take specificity by task"):
+        head_classes(own, specific.assign_coords(group=["all"]), neutral, 1)
+    with pytest.raises(InputError, match="neutral run is of a model with"):
+        head_classes(own, specific, scores_of(np.zeros((48, 3, 4)), "text"), 1)
+
+
+# On the testbed
+
+TAG = "testbed-tag"
+SETS = {
+    TAG: {
+        "preference": [HeadSet.parse("L0H5 L0H7 L1H2 L1H6")],
+        "random": [HeadSet.parse("L0H1 L0H2 L1H1 L1H0"), HeadSet.parse("L0H3 L0H4 L1H7 L1H3")],
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return load_examples("testbed", "validation", users=6, tasks=[TAG])
+
+
+@pytest.fixture(scope="module")
+def neutral():
+    return neutral_examples("testbed", 6)
+
+
+@pytest.fixture(scope="module")
+def table(testbed_model, examples, neutral):
+    return class_effects(
+        testbed_model, examples, neutral, SETS, 1.0, found_on=["u"], max_new_tokens=3
+    )
+
+
+def test_effects_are_those_of_plain_loops(testbed_model, examples, neutral, table):
+    metric = get_metric("accuracy")
+
+    def nll(rows, heads):
+        prompts = build_prompts(rows, testbed_model.tokenizer, 256)
+        with head_gates(testbed_model, heads.gates(heads_per_layer(testbed_model))):
+            return float(losses(testbed_model, prompts).mean())
+
+    def score(contrast):
+        answers = wb.generate(testbed_model, examples, contrast, max_new_tokens=3)
+        return metric.value(examples, [a.text for a in answers])
+
+    for cls, sets in SETS[TAG].items():
+        row = table.sel(task=TAG, cls=cls)
+        for name, rows in (("user_loss", examples), ("neutral_loss", neutral)):
+            wanted = np.mean([nll(rows, heads) for heads in sets]) - nll(rows, HeadSet(()))
+            assert float(row[name]) == pytest.approx(wanted, abs=1e-5)
+        ablated = np.mean([score(wb.Ablated(heads)) for heads in sets])
+        steered = [score(wb.DPS(heads, 1.0)) for heads in sets]
+        assert float(row["metric_ablated"]) == pytest.approx(ablated, abs=1e-12)
+        assert float(row["metric_dps"]) == pytest.approx(np.mean(steered), abs=1e-12)
+        plain = score(None)
+        assert float(row["plain"]) == pytest.approx(plain, abs=1e-12)
+        assert float(row["change_dps"]) == pytest.approx(np.mean(steered) - plain, abs=1e-12)
+        assert float(row["change_ablated"]) == pytest.approx(ablated - plain, abs=1e-12)
+        assert row["user_loss_low"] <= row["user_loss"] <= row["user_loss_high"]
+    random = [score(wb.DPS(heads, 1.0)) for heads in SETS[TAG]["random"]]
+    best = score(wb.DPS(SETS[TAG]["preference"][0], 1.0))
+    assert int(table["beaten"].sel(cls="preference")[0]) == sum(best > one for one in random)
+    assert [int(table[n][0]) for n in ("examples", "users", "neutral_examples")] == [24, 6, 6]
+
+
+def test_kept_effects_are_read_again(testbed_model, examples, neutral, table, tmp_path):
+    def ask():
+        return class_effects(
+            *(testbed_model, examples, neutral, SETS, 1.0),
+            **{"found_on": (), "max_new_tokens": 3, "folder": tmp_path},
+        )
+
+    xr.testing.assert_allclose(ask(), table)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.parquet")}
+    # 3 sets removed and steered with, and the plain model; losses on two texts.
+    assert len(before) == 7 + 8
+    xr.testing.assert_identical(ask(), ask())
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.parquet")}
+
+
+def test_the_table_is_kept_as_it_is(table, tmp_path):
+    tables.save(table, tmp_path / "t.json")
+    xr.testing.assert_allclose(tables.load(tmp_path / "t.json"), table)
+
+
+def test_heads_found_on_these_users_are_refused(testbed_model, examples, neutral):
+    with pytest.raises(InputError, match="were found on 1 of these users"):
+        class_effects(testbed_model, examples, neutral, SETS, found_on=[examples[0].user])
+
+
+def test_lines_name_an_effect_only_where_its_interval_leaves_zero_out(table):
+    row = table.isel(cls=[0]).copy(deep=True)
+    values = {
+        "user_loss": (0.3, 0.1, 0.5),
+        "neutral_loss": (0.3, -0.1, 0.5),
+        "change_dps": (-0.2, -0.3, -0.1),
+    }
+    for name, numbers in values.items():
+        for end, value in zip(("", "_low", "_high"), numbers, strict=True):
+            row[f"{name}{end}"][:] = value
+    row["beaten"][:] = 1
+    (said,) = module.lines(row)
+    assert said == (
+        "testbed-tag, preference heads: removed, the loss on the users' text is higher: +0.300 "
+        "nats per token (95 % interval +0.100 to +0.500) and on neutral text not shown to change: "
+        "+0.300 nats per token (95 % interval -0.100 to +0.500); steered with (gamma = 1), "
+        "accuracy is worse: -0.200 (95 % interval -0.300 to -0.100), ahead of 1 of 2 random sets."
+    )
+    row["better"][:] = "lower"
+    assert "accuracy is better: -0.200" in module.lines(row)[0]
