@@ -87,12 +87,14 @@ def _counts_matrix(
     part: xr.Dataset, names: list[str], key: str, words: str, side: float
 ) -> go.Heatmap:
     values = part[key].values
+    # Of the published table there is one matrix, and the groups are its rows.
+    whose = "" if part["group"].ndim else f"{escape(part['group'].item())}<br>"
     shared = part["shared"].values if "shared" in part else np.full(values.shape, np.nan)
     hover = [
         [
             ""
             if missing(value)
-            else f"{escape(a)} and {escape(b)}<br><b>{words} {value:.4f}</b>{_in_common(both)}"
+            else f"{whose}{escape(a)} and {escape(b)}<br><b>{words} {value:.4f}</b>{_in_common(both)}"
             for b, value, both in zip(names, row, common, strict=True)
         ]
         for a, row, common in zip(names, values.tolist(), shared.tolist(), strict=True)
