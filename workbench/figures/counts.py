@@ -94,7 +94,8 @@ def _counts_matrix(
         [
             ""
             if missing(value)
-            else f"{whose}{escape(a)} and {escape(b)}<br><b>{words} {value:.4f}</b>{_in_common(both)}"
+            else f"{whose}{escape(a)} and {escape(b)}<br><b>{words} {value:.4f}</b>"
+            + _in_common(both)
             for b, value, both in zip(names, row, common, strict=True)
         ]
         for a, row, common in zip(names, values.tolist(), shared.tolist(), strict=True)
