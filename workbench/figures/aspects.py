@@ -95,18 +95,19 @@ def _heatmap(part: xr.Dataset, name: str) -> go.Heatmap:
     cells = np.stack([part[column].values for column in ("pcs", "low", "high")], axis=-1)
     small = max(cells.shape[:2]) > 16  # gaps would take more room than the cells
     tokens = f"{int(part['tokens']):,} tokens of {count(int(part['users']), 'user')}"
+
+    def hover(head: Head, mean: float, low: float, high: float) -> str:
+        if missing(mean):
+            return ""
+        value = interval(mean, low, high, "+.4f")
+        return f"{escape(name)}<br><b>{head}</b> {value}<br>{UNITS}<br>{tokens}"
+
     return go.Heatmap(
         z=cells[..., 0],
         coloraxis="coloraxis",
         hoverinfo="text",
         hovertext=[
-            [
-                ""
-                if missing(cell[0])
-                else f"{escape(name)}<br><b>{Head(layer, h)}</b> {interval(cell[0], cell[1], cell[2], '+.4f')}"
-                f"<br>{UNITS}<br>{tokens}"
-                for h, cell in enumerate(row)
-            ]
+            [hover(Head(layer, h), *numbers) for h, numbers in enumerate(row)]
             for layer, row in enumerate(cells.tolist())
         ],
         xgap=0 if small else 1,
