@@ -392,10 +392,24 @@ def test_many_pairs_are_summed_up_in_one_line():
     assert "of 10 pairs of aspects the top 4 of 4 differ beyond noise" in told[-1]
 
 
+def test_style_and_topic_are_joined_and_other_aspects_stay_as_they_are():
+    parts = ("opener", "answer", "closing", "topic", "frame")
+    scores = {name: made(OTHERS if name == "topic" else STRONG) for name in parts}
+    found = grouped(scores)
+    assert list(found) == ["style", "topic", "answer", "frame"]
+    assert found["answer"] is scores["answer"]
+    assert found["style"].manifest["settings"]["prompt"]["aspect"] == "opener+closing"
+    told = lines(aspects(found, k=4))
+    assert told[4].startswith("style and topic: ")
+    assert "differ beyond noise" in told[4]
+    foreign = {"content": made(STRONG), "function": made(OTHERS)}
+    assert grouped(foreign) == foreign
+
+
 def test_scores_that_cannot_be_compared_are_refused():
     with pytest.raises(InputError, match="different weights"):
         aspects({"a": made(STRONG, weights="x"), "b": made(STRONG, weights="y")})
     with pytest.raises(InputError, match="no aspects"):
         aspects({})
     with pytest.raises(InputError, match="style: none of its aspects"):
-        grouped({"content": made(STRONG)})
+        grouped({"content": made(STRONG)}, {"style": ["opener"]})

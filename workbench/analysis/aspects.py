@@ -98,21 +98,25 @@ def grouped(
 
     Args:
         scores: From `aspect_scores`.
-        groups: Name -> its aspects; the testbed's `style` and `topic` by default. Those that
-            weren't scored are left out.
+        groups: Name -> its aspects, of which those that weren't scored are left out. By default
+            the testbed's `style` and `topic` where it has them, and every other aspect as it is.
 
     Raises:
         InputError: No aspect of a group was scored.
     """
+    if groups is None:
+        groups = {g: names for g, names in GROUPS.items() if scores.keys() & set(names)}
+        held = {name for names in groups.values() for name in names}
+        groups |= {name: (name,) for name in scores if name not in held}
     found = {}
-    for group, names in (GROUPS if groups is None else groups).items():
+    for group, names in groups.items():
         parts = {name: scores[name] for name in names if name in scores}
         if not parts:
             raise InputError(
                 f"{group}: none of its aspects ({', '.join(names)}) was scored, only "
                 f"{', '.join(scores)}"
             )
-        found[group] = _joined(parts)
+        found[group] = parts[group] if list(parts) == [group] else _joined(parts)
     return found
 
 
@@ -285,7 +289,10 @@ def _gaps(scores: Sequence[HeadScores], k: int, level: float, seed: int) -> dict
 
 
 def lines(table: xr.Dataset) -> list[str]:
-    """What a table of `aspects` says: a line an aspect, then whether they use different heads."""
+    """What a table of `aspects` says: a line an aspect, then whether they use different heads.
+
+    Many pairs are summed up in one line; style and topic have theirs in any case.
+    """
     names = table["aspect"].values.tolist()
     found = [_aspect_line(table.sel(aspect=name)) for name in names]
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
@@ -309,7 +316,8 @@ def lines(table: xr.Dataset) -> list[str]:
     if different:
         a, b = max(different, key=lambda d: float(table["gap"].sel(aspect=d[0], other=d[1])))
         line += f" The widest gap: {_pair_line(table, a, b)}"
-    return [*found, line]
+    asked = [_pair_line(table, *GROUPS)] if set(GROUPS) <= set(names) else []
+    return [*found, *asked, line]
 
 
 def _aspect_line(row: xr.Dataset) -> str:
