@@ -12,7 +12,7 @@ from test_figures import make_scores
 
 import workbench as wb
 from workbench import tables
-from workbench.analysis import needed, noise, precision, recurrence
+from workbench.analysis import needed, noise, precision, recurrence, stability
 from workbench.analysis.agreement import spearman, spearman_pairs, top_members
 from workbench.data.mixing import with_mixed_profile
 from workbench.data.prompts import PromptSettings
@@ -160,7 +160,9 @@ def test_drawing_repeats_from_its_seed():
     assert not first["to_all"].equals(needed.by_examples(scores, 3, seed=2)["to_all"])
 
 
-@pytest.mark.parametrize("function", [needed.by_examples, recurrence.recurrence])
+@pytest.mark.parametrize(
+    "function", [needed.by_examples, recurrence.recurrence, stability.split_half]
+)
 def test_scores_that_no_ranking_can_be_made_of_are_refused(function):
     scores = make_scores(normal(6, 2, 4), list("abc") * 2)
     with pytest.raises(InputError, match="K must be between 1 and 8"):
@@ -182,6 +184,31 @@ def test_counts_and_draws_below_one_are_refused():
             needed.by_examples(scores, 2, **options)
     with pytest.raises(InputError, match="2 draws or more, got 1"):
         recurrence.recurrence(scores, 2, draws=1)
+
+
+# Halves
+
+
+def test_halves_say_in_words_what_they_show():
+    pcs = normal(80, 4, 8) * 0.01
+    users = [f"u{i // 8}" for i in range(80)]
+    for i in range(80):
+        pcs[i].flat[(i // 8) * 3 : (i // 8) * 3 + 3] += 1
+    table = stability.split_half(make_scores(pcs, users), 3)
+    assert "the groups' heads differ beyond noise (+1.000" in stability.lines(table)[0]
+    assert table["examples"].values.tolist() == [8] * 10
+    table = stability.split_half(make_scores(normal(80, 4, 8), users), 3)
+    assert "no difference shown" in stability.lines(table)[0]
+
+
+def test_halves_that_can_not_be_had_are_said_to_be_so():
+    scores = make_scores(normal(4, 2, 4), list("aabb"))
+    assert "two groups are too few" in stability.lines(stability.split_half(scores, 3))[0]
+    one = stability.split_half(scores, 3, by="all")
+    assert "no other group" in stability.lines(one)[0]
+    assert one["users"].values.tolist() == [2]
+    single = stability.split_half(make_scores(normal(2, 2, 4), list("ab")), 3)
+    assert "no group has two examples" in stability.lines(single)[0]
 
 
 # Recurrence

@@ -55,7 +55,8 @@ def profile_noise(
     """Score all heads again with a share of each profile's items swapped for a stranger's.
 
     Targets stay the user's. A head set that stays the same behind strangers' profiles does not
-    depend on whose profile it is; a score that falls with the share does.
+    depend on whose profile it is; a score that falls with the share does. Each share costs as
+    much as the clean scores did.
 
     The heads whose scores are followed are chosen on the clean scores of one half of the users and
     measured on the other, over 10 halvings: on the users that they were chosen on their clean
@@ -80,7 +81,8 @@ def profile_noise(
         far below `clean[group]` that is, in nats per target token; `cost`, what the swap adds to
         the plain model's loss. Each has `_low` and `_high`, 95 % intervals from resampled users
         (examples within a user), NaN with a single one: for the overlap and the correlation of
-        both sides found again on the same resample. `swapped`, the share of items in fact, and
+        both sides found again on the same resample, which adds noise of its own, so that the ends
+        of an overlap lean downwards. `swapped`, the share of items in fact, and
         `examples` and `users`. The attribute `chance` is the overlap of random sets.
 
     Raises:

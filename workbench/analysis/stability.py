@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from workbench.analysis.agreement import scored_pcs
 from workbench.heads import jaccard_matrix, top_k
 from workbench.scores import By, HeadScores
 
@@ -31,19 +33,24 @@ def split_half(
 
     Returns:
         `same[group]` and `others[group]`, mean Jaccard overlap with the own other half and with
-        those of other groups; NaN for a group with a single example. Attributes `same`,
-        `others` and `gap` = same - others, means over groups, `gap_low` and `gap_high` its 95 %
-        interval by the jackknife over groups; NaN where they can't be had.
+        those of other groups; NaN for a group with a single example; `examples` and `users`.
+        Attributes `same`, `others` and `gap` = same - others, means over groups, `gap_low` and
+        `gap_high` its 95 % interval by the jackknife over groups; NaN where they can't be had.
+
+    Raises:
+        InputError: The run was screened, a score is missing, or K is outside the model.
     """
-    scores.need_all_heads("the overlap of halves")
+    pcs = scored_pcs(scores, k, "the overlap of halves")
     rng = np.random.default_rng(seed)
-    groups = scores.groups(by)
+    groups, users = scores.groups(by), scores.data["user"].values
     halved = [name for name, rows in groups.items() if len(rows) > 1]
     same, others = np.full(len(groups), np.nan), np.full(len(groups), np.nan)
     attrs = dict.fromkeys(("same", "others", "gap", "gap_low", "gap_high"), float("nan"))
     if halved:
         rows = [groups[name] for name in halved]
-        overlaps = np.mean([_overlap_of_halves(scores, rows, k, rng) for _ in range(splits)], 0)
+        overlaps = np.mean(
+            [_overlap_of_halves(pcs, scores, rows, k, rng) for _ in range(splits)], 0
+        )
         places = [list(groups).index(name) for name in halved]
         own = overlaps.diagonal()
         same[places] = own
@@ -52,7 +59,12 @@ def split_half(
             others[places] = (overlaps.sum(axis=1) - own) / (len(halved) - 1)
             attrs |= {"others": float(others[places].mean()), **_gap_interval(overlaps)}
     return xr.Dataset(
-        {"same": ("group", same), "others": ("group", others)},
+        {
+            "same": ("group", same),
+            "others": ("group", others),
+            "examples": ("group", [len(rows) for rows in groups.values()]),
+            "users": ("group", [len(set(users[rows])) for rows in groups.values()]),
+        },
         coords={"group": list(groups)},
         attrs=attrs,
     )
@@ -81,10 +93,13 @@ def _gap_interval(overlaps: np.ndarray) -> dict[str, float]:
 
 
 def _overlap_of_halves(
-    scores: HeadScores, groups: list[np.ndarray], k: int, rng: np.random.Generator
+    pcs: NDArray[np.float64],
+    scores: HeadScores,
+    groups: list[np.ndarray],
+    k: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Jaccard [group, group] of one random half's set with the other half's."""
-    pcs = scores.data["pcs"].values.astype(np.float64)
     tasks = scores.data["task"].values
     shape = scores.heads_per_layer
     first, second = [], []
@@ -100,3 +115,20 @@ def _overlap_of_halves(
         first.append(top_k(pcs[halves[0]].mean(axis=0), k))
         second.append(top_k(pcs[halves[1]].mean(axis=0), k))
     return jaccard_matrix(first, second, shape)
+
+
+def lines(table: xr.Dataset) -> list[str]:
+    """Whether groups differ beyond noise, in a line."""
+    same, others, gap, low, high = (
+        float(table.attrs[name]) for name in ("same", "others", "gap", "gap_low", "gap_high")
+    )
+    if np.isnan(same):
+        return ["Sets from halves can't be compared: no group has two examples."]
+    found = f"Found from half of the examples each, sets of one group overlap by {same:.2f}"
+    if np.isnan(gap):
+        return [f"{found}; there is no other group to hold them against."]
+    found += f", of two groups by {others:.2f}"
+    if np.isnan(low):
+        return [f"{found}; two groups are too few to tell that from noise."]
+    state = "the groups' heads differ beyond noise" if low > 0 else "no difference shown"
+    return [f"{found}: {state} ({gap:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."]
