@@ -407,5 +407,5 @@ def gates_of(
     Source:
         Section 5 of the paper, item 4.
     """
-    mixed = np.einsum("uc,clh->ulh", shares, np.nan_to_num(weights))
+    mixed = np.einsum("uc,clh->ulh", shares, weights)
     return [Gates.from_weights(one, heads_per_layer) for one in mixed]
