@@ -8,11 +8,13 @@ import pytest
 import torch
 import xarray as xr
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from workbench import tables
 from workbench.analysis import recovery as analysis
 from workbench.analysis.recovery import recovery
 from workbench.batches import by_length
+from workbench.cli.testbed import testbed_app
 from workbench.data import planted as corpus
 from workbench.data.examples import with_strangers_profile, without_profile
 from workbench.data.planted import SLOTS, Grammar, planted_examples
@@ -413,10 +415,8 @@ def test_the_findings_say_from_how_many_examples_on_and_in_how_many_draws(by_han
     table = recovery({0.0: by_hand}, HeadSet.parse("L0H0, L0H1"), counts=[3, 20])
     first, pcs, specific = analysis.lines(table)
     assert first == "Planted are 2 heads: L0H0, L0H1."
-    assert (
-        "not exactly the planted ones in every draw; at 20 examples precision 0.50 and recall 0.50 over 2 draws"
-        in pcs
-    )
+    assert "not exactly the planted ones in every draw; at 20 examples precision 0.50" in pcs
+    assert "recall 0.50 over 2 draws" in pcs
     assert "exactly the planted ones from 20 examples on, in all of 2 draws" in specific
     assert "0.16 to 1.00" in specific
 
@@ -449,3 +449,37 @@ def test_screened_scores_are_refused(by_hand):
     scores = HeadScores(by_hand[0].data, {"settings": settings})
     with pytest.raises(InputError, match="needs exact scores of all heads"):
         recovery({0.0: (scores, scores)}, HeadSet.parse("L0H0"), counts=[8])
+
+
+# The command
+
+SMALL = ("planted", "--noise", "0", "--counts", "8,16")
+
+
+def command(*arguments):
+    environment = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
+    return CliRunner().invoke(testbed_app, list(map(str, arguments)), env=environment)
+
+
+def test_the_command_builds_the_model_and_prints_what_is_found_in_80_columns(one_thread, tmp_path):
+    done = command(*SMALL, "--out", tmp_path)
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    printed = done.stdout.replace(str(tmp_path), "OUT").splitlines()
+    assert max(map(len, printed)) <= 80
+    text = " ".join(" ".join(printed).split())
+    assert "exactly the planted ones from 16 examples on, in all of 2 draws" in text
+    assert "The decoys are L1H2" in text
+    for name in ("model/planted.json", "recovery.json", "figures/recovery.html"):
+        assert (tmp_path / name).is_file()
+    again = command(*SMALL, "--out", tmp_path, "--json")
+    found = json.loads(again.stdout)
+    assert found["planted"] == "L0H2, L1H3, L3H1, L2H5"
+    rows = [row for row in found["rows"] if row["method"] == "specific" and row["count"] == 16]
+    assert [row["exact"] for row in rows] == [1.0]
+
+
+def test_numbers_that_are_none_are_refused(tmp_path):
+    for wrong in (("--noise", "some"), ("--counts", "8,many")):
+        done = command("planted", *wrong, "--out", tmp_path)
+        assert isinstance(done.exception, InputError)
+        assert "wanted numbers like" in str(done.exception)

@@ -1,15 +1,18 @@
-"""`workbench testbed`: train the checkpoint, write the corpus, measure, tabulate."""
+"""`workbench testbed`: train the checkpoint, write the corpus, measure, tabulate; plant heads."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from workbench.cli.options import Json
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # What `workbench evaluate --json` printed, with each prefill.
 EVALUATIONS = ("evaluation.json", "evaluation-shared.json")
@@ -104,6 +107,77 @@ def study(
         runs.write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
         written.append(str(path))
     typer.echo(json.dumps({"written": written}, indent=1) if as_json else "\n".join(written))
+
+
+@testbed_app.command("planted")
+def planted(
+    out: Annotated[Path, typer.Option(help="Folder of the model, its scores and the result.")] = (
+        Path("runs/planted")
+    ),
+    noise: Annotated[
+        str, typer.Option(help="Shares of foreign profile items and of slots that stray.")
+    ] = "0,0.2,0.4",
+    counts: Annotated[
+        str, typer.Option(help="Numbers of examples; twice the largest are scored.")
+    ] = "8,16,32,64,128",
+    seed: Annotated[int, typer.Option(help="Seed of the heads, the users and the noise.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Build a model whose preference heads are known, and see whether they are found.
+
+    About 90 seconds on one core. The same command goes on where it was stopped.
+    """
+    from workbench import figures, tables
+    from workbench.analysis.recovery import lines
+    from workbench.errors import InputError
+    from workbench.figures.recovery import recovery
+    from workbench.planted import ground_truth, plant
+
+    try:
+        shares = [float(part) for part in noise.split(",")]
+        numbers = sorted({int(part) for part in counts.split(",")})
+    except ValueError:
+        raise InputError(
+            f"wanted numbers like 0,0.2 and 8,16 for --noise and --counts, got {noise!r} and "
+            f"{counts!r}"
+        ) from None
+    model = plant(out / "model", seed=seed)
+    table = ground_truth(model, noise=shares, counts=numbers, seed=seed, folder=out / "scores")
+    tables.save(table, out / "recovery.json")
+    saved = figures.save({"recovery": recovery(table)}, out / "figures")
+    words = [*lines(table), f"The decoys are {model.decoys}."]
+    if as_json:
+        truth = {"run": str(out), "decoys": str(model.decoys), **table.attrs}
+        found = {**truth, "lines": words, "rows": tables.records(table)}
+        typer.echo(json.dumps(tables.plain(found), indent=1))
+        return
+    _show_recovery(table, words, saved.note)
+    typer.echo(f"Table: {out / 'recovery.json'}")
+    typer.echo(f"Figure: {out / 'figures'}")
+
+
+def _show_recovery(table: xr.Dataset, words: list[str], note: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from workbench import tables
+
+    shown = Table(title="Planted heads found, means over draws", title_justify="left")
+    columns = ("method", "noise", "examples", "precision", "recall", "exact draws")
+    for name in columns:
+        shown.add_column(name, justify="left" if name == "method" else "right")
+    for row in tables.records(table):
+        precision = "–" if row["precision"] is None else f"{row['precision']:.2f}"
+        exact = f"{round(row['exact'] * row['draws'])} of {row['draws']}"
+        shown.add_row(
+            *(row["method"], f"{row['noise']:g}", str(row["count"]), precision),
+            *(f"{row['recall']:.2f}", exact),
+        )
+    console = Console(highlight=False)
+    console.print(shown)
+    for line in [*words, *([note] if note else [])]:
+        console.print(f"- {escape(line)}")
 
 
 @testbed_app.command("table")
