@@ -349,6 +349,14 @@ def test_the_gap_rarely_calls_equal_heads_different():
     assert wrong <= 6
 
 
+def test_the_gap_is_measured_from_the_geometric_mean_of_the_two_kinds():
+    found = set_gap(made(STRONG), made(STRONG, noise=3.0, seed=1), 4)
+    chance = 4 / 20
+    assert found.second < 0.8 < found.first
+    within = np.sqrt((found.first - chance) * (found.second - chance))
+    assert found.gap == pytest.approx(within - (found.across - chance))
+
+
 def test_a_noisy_set_has_no_interval_and_few_users_have_none():
     noisy = set_gap(made(STRONG), made(np.zeros(20), seed=3), 4)
     assert np.isnan(noisy.low)
@@ -366,8 +374,8 @@ def test_head_sets_of_halves_are_those_of_top_k():
     mean = scores.data["pcs"].values.mean(axis=0)
     members = top_members(mean.reshape(1, -1), 7)[0].reshape(mean.shape)
     assert HeadSet(tuple(Head(*map(int, at)) for at in np.argwhere(members))) == top_k(mean, 7)
-    tied = top_members(np.zeros((1, 5)), 2)
-    assert tied.tolist() == [[True, True, False, False, False]]
+    tied = np.tile([0.0, 1.0, 0.0, 1.0], 50)[None]
+    assert np.flatnonzero(top_members(tied, 3)[0]).tolist() == [1, 3, 5]
 
 
 def test_the_table_is_kept_and_its_rank_correlation_is_scipys(tmp_path):

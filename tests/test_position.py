@@ -253,12 +253,23 @@ def test_what_cannot_be_measured_is_refused_first(
     monkeypatch.setattr(torch.nn.Module, "__call__", None)  # nothing is run
     with pytest.raises(InputError, match=message):
         position(testbed_model, examples, kind, steps, k, progress=False)
+    with pytest.raises(InputError, match=r"no examples|" + message):
+        position(testbed_model, [], kind, steps, k, progress=False)
 
 
-def test_a_step_that_would_lose_items_is_refused(testbed_model, examples):
+def test_where_the_largest_step_has_no_room_own_items_go_from_all_steps(testbed_model, examples):
+    some = [e for e in examples if e.task == "testbed-headline"]
+    # 15 tokens hold an item whose text is one word: room for a query and three such items.
     prompt = PromptSettings(max_tokens=62)
-    with pytest.raises(InputError, match=r"headline.*, strangers' items between: 2: .* no room"):
-        position(testbed_model, examples[::-1], "distance", [0, 2], prompt=prompt, progress=False)
+    table = position(testbed_model, some, "distance", [0, 2], prompt=prompt, progress=False)
+    assert float(table["fewer_items"][0]) == 1
+    one = [replace(e, profile=e.profile[:1]) for e in some]
+    prompts = built(testbed_model, one, prompt)
+    first = table.isel(task=0).sel(step=0)
+    assert float(first["prompt_tokens"]) == np.mean([len(p.ids) for p in prompts])
+    assert "100% of the examples show fewer items at every step" in lines(table)[0]
+    with pytest.raises(InputError, match=r"headline.*strangers' items between: .* no room for an"):
+        position(testbed_model, some, "distance", [0, 4], prompt=prompt, progress=False)
 
 
 def test_shortened_items_are_said(testbed_model, examples):

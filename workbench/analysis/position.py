@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
 
 from workbench import stats
+from workbench.analysis.contexts import SHORT, Context, Kind, build_contexts, steps_of
 from workbench.analysis.halves import set_gap, top_members
 from workbench.batches import losses
 from workbench.data.examples import Example
-from workbench.data.prompts import Prompt, PromptSettings, build_prompts
-from workbench.data.variants import (
-    as_shown,
-    with_first_items,
-    with_strangers_between,
-    with_turns,
-)
+from workbench.data.prompts import PromptSettings, build_prompts
 from workbench.discovery.cluster import RayOptions
 from workbench.discovery.run import score_heads
-from workbench.errors import InputError
 from workbench.heads import check_k
 from workbench.hooks import Ablation
 from workbench.models import context_length, heads_per_layer
@@ -34,18 +28,11 @@ from workbench.scores import HeadScores
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Kind = Literal["distance", "length", "turns"]
 UNITS = {
     "distance": "strangers' items between the profile and the query",
     "length": "items of the profile shown",
     "turns": "earlier turns between the profile and the query",
 }
-SHORT = {
-    "distance": "strangers' items between",
-    "length": "items of the profile",
-    "turns": "earlier turns",
-}
-STEPS = {"distance": (0, 1, 2, 4), "turns": (0, 1, 2, 3)}
 ESTIMATES = ("nll", "top_pcs", "top_change", "profile_value", "value_change")
 
 
@@ -55,7 +42,7 @@ class _Step:
 
     scores: HeadScores
     bare: np.ndarray
-    prompts: list[Prompt]
+    context: Context
 
 
 def position(
@@ -112,101 +99,39 @@ def position(
           whether the sets differ beyond noise, as in `workbench.analysis.halves`, with `gap_p`,
           Holm-adjusted over steps and tasks.
         - `prompt_tokens`, their mean, and `shortened`, the share of prompts of which the budget
-          cut the ends of items off; `examples[task]`, `users[task]`.
+          cut the ends of items off; `fewer_items[task]`, the share of examples of which some own
+          items are left out at every step, since the largest has no room for them;
+          `examples[task]`, `users[task]`.
 
         Each of the measures has `_low` and `_high`.
 
     Raises:
         InputError: The kind is unknown, the steps are none or negative, K is outside the model,
-            there are too few strangers or turns, or the prompts of a step don't fit without
-            dropping an item, which would undo the step.
+            there are too few strangers or turns, or the largest step leaves no room for an item
+            of the user's own.
     """
     settings = prompt or PromptSettings()
-    numbers = _checked(kind, steps, settings)
+    numbers = steps_of(kind, steps, settings)
     check_k(k, sum(heads_per_layer(model)))
-    shown = as_shown(
-        _with_turns_enough(examples, numbers) if kind == "turns" else examples, settings
-    )
-    found = []
-    for number in numbers:
-        variant = _variant(shown, kind, number, seed)
-        fixed = _fixed(settings, variant)
-        prompts = build_prompts(variant, model.tokenizer, context_length(model), fixed)
-        _check_whole(prompts, kind, number)
-        found.append((variant, fixed, prompts))
+    contexts = build_contexts(model, examples, kind, numbers, settings, seed)
     measured = []
-    for number, (variant, fixed, prompts) in zip(numbers, found, strict=True):
+    for number, context in zip(numbers, contexts, strict=True):
         scores = score_heads(
             model,
-            variant,
+            context.examples,
             ablation,
-            prompt=fixed,
+            prompt=context.settings,
             folder=None if folder is None else Path(folder) / f"{kind}-{number}",
             batch_tokens=batch_tokens,
             ray=ray,
             progress=progress,
         )
         bare = build_prompts(
-            _without_own(variant, shown), model.tokenizer, context_length(model), fixed
+            context.without, model.tokenizer, context_length(model), context.settings
         )
-        measured.append(_Step(scores, losses(model, bare, batch_tokens or 8192).numpy(), prompts))
+        nll = losses(model, bare, batch_tokens or 8192).numpy()
+        measured.append(_Step(scores, nll, context))
     return _table(measured, numbers, kind, (k, level, seed))
-
-
-def _checked(kind: str, steps: Sequence[int] | None, settings: PromptSettings) -> list[int]:
-    if kind not in get_args(Kind):
-        raise InputError(f"kind must be {', '.join(get_args(Kind))}, got {kind!r}")
-    if steps is None:
-        steps = STEPS.get(kind, (1, 2, 3, settings.items))
-    numbers = sorted(set(steps))
-    if not numbers or numbers[0] < 0:
-        raise InputError(f"steps are one number >= 0 or more, got {list(steps)}")
-    return numbers
-
-
-def _with_turns_enough(examples: Sequence[Example], numbers: Sequence[int]) -> list[Example]:
-    """The examples of users who have enough queries of a task for the largest number of turns."""
-    counts: dict[tuple[str, str], int] = {}
-    for example in examples:
-        key = (example.task, example.user)
-        counts[key] = counts.get(key, 0) + 1
-    kept = [e for e in examples if counts[e.task, e.user] > numbers[-1]]
-    if not kept:
-        raise InputError(
-            f"no user has the {numbers[-1] + 1} queries of one task that {numbers[-1]} earlier "
-            "turns need; ask for fewer turns"
-        )
-    return kept
-
-
-def _variant(shown: Sequence[Example], kind: str, number: int, seed: int) -> list[Example]:
-    if kind == "distance":
-        return with_strangers_between(shown, number, seed)
-    return with_first_items(shown, number) if kind == "length" else with_turns(shown, number)
-
-
-def _fixed(settings: PromptSettings, variant: Sequence[Example]) -> PromptSettings:
-    """Settings that show all items as they stand."""
-    most = max(len(example.profile) for example in variant)
-    return replace(settings, ranking="first", items=most)
-
-
-def _check_whole(prompts: Sequence[Prompt], kind: str, number: int) -> None:
-    cut = [one for one in prompts if one.dropped_items]
-    if cut:
-        raise InputError(
-            f"{cut[0].example.name}, {SHORT[kind]}: {number}: the prompt has no room for "
-            f"{cut[0].dropped_items} of its items ({len(cut)} such prompts); ask for fewer, show "
-            "fewer items, or raise the budget as far as the model's context goes"
-        )
-
-
-def _without_own(variant: Sequence[Example], shown: Sequence[Example]) -> list[Example]:
-    """The variant without the user's own items, which stand first."""
-    return [
-        replace(changed, profile=changed.profile[len(own.profile) :])
-        for changed, own in zip(variant, shown, strict=True)
-    ]
 
 
 def _table(
@@ -225,10 +150,12 @@ def _table(
     columns["gap_p"][known] = stats.holm(columns["gap_p"][known])
     groups = measured[0].scores.groups("task")
     users = measured[0].scores.data["user"].values
+    fewer = np.array(measured[0].context.fewer)
     return xr.Dataset(
         {
             **{name: (("task", "step"), values) for name, values in columns.items()},
             "examples": ("task", [len(groups[task]) for task in tasks]),
+            "fewer_items": ("task", [float(fewer[groups[task]].mean()) for task in tasks]),
             "users": ("task", [len(set(users[groups[task]].tolist())) for task in tasks]),
         },
         coords={"task": tasks, "step": numbers},
@@ -271,7 +198,7 @@ def _task_rows(
             ("gap_p", "p"),
         ):
             row[name] = float("nan") if found is None else getattr(found, source)
-        prompts = [step.prompts[j] for j in at]
+        prompts = [step.context.prompts[j] for j in at]
         row["prompt_tokens"] = float(np.mean([len(one.ids) for one in prompts]))
         row["shortened"] = float(np.mean([one.shortened_items > 0 for one in prompts]))
         rows.append(row)
@@ -377,6 +304,11 @@ def _line(task: xr.Dataset, step: int, attrs: dict[str, Any]) -> str:
         line += (
             f"; the budget shortened items in {float(row['shortened']):.0%} of the prompts "
             f"({float(base['shortened']):.0%} at {reference})"
+        )
+    if float(task["fewer_items"]) > 0:
+        line += (
+            f"; {float(task['fewer_items']):.0%} of the examples show fewer items at every step, "
+            "for want of room"
         )
     if math.isnan(float(row["gap_low"])):
         return f"{line}, and whether the heads differ beyond noise can't be told."
