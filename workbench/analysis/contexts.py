@@ -88,8 +88,8 @@ def build_contexts(
         seed: Of the strangers drawn.
 
     Raises:
-        InputError: There are no examples, too few strangers or turns, a prompt can't be built, or the largest
-            step leaves no room for an item of the user's own.
+        InputError: There are no examples, too few strangers or turns, a prompt can't be built, or
+            the largest step leaves no room for an item of the user's own.
     """
     if not examples:
         raise InputError("no examples to score")
