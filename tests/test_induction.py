@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from workbench.discovery.copying import ordinary_tokens
-from workbench.discovery.induction import induction_scores
+from workbench.discovery.induction import induction_line, induction_scores
 from workbench.errors import InputError
 
 LENGTH = 12
@@ -90,3 +91,15 @@ def test_the_row_is_as_long_as_the_model_allows_and_no_longer(tiny_model):
     for count, length in ((0, 5), (1, 1), (1, most + 1)):
         with pytest.raises(InputError, match=f"of 2 to {most} repeated tokens .* got {count} of"):
             induction_scores(model, count, length, progress=False)
+
+
+def test_the_line_tells_induction_heads_from_heads_at_chance():
+    values = np.random.default_rng(0).normal(0.02, 0.004, (16, 2, 3))
+    scores = xr.DataArray(values, dims=("probe", "layer", "head"), attrs={"chance": 0.02})
+    said = induction_line(scores, 2)
+    assert said.startswith("0 of 6 heads look at what came after a token the last time more than")
+    assert said.endswith("none of them is shown to be an induction head.")
+    scores[:, 1, 2] = 0.8 + 0.01 * values[:, 0, 0]
+    said = induction_line(scores, 2)
+    assert said.startswith("1 of 6 heads") and "the top 2 score 0.800 (L1H2) to 0.0" in said
+    assert said.endswith(".") and "none of them" not in said

@@ -19,9 +19,11 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from workbench import stats
 from workbench.discovery.copying import ordinary_tokens
 from workbench.discovery.patterns import read_patterns
 from workbench.errors import InputError
+from workbench.heads import top_k
 from workbench.models import context_length, heads_per_layer
 
 if TYPE_CHECKING:
@@ -94,6 +96,34 @@ def induction_scores(
         name="induction_score",
         attrs={"length": length, "chance": float((1 / seen).mean())},
     )
+
+
+def induction_line(scores: xr.DataArray, k: int) -> str:
+    """Whether the model has induction heads at all, in words.
+
+    Args:
+        scores: From `induction_scores`.
+        k: Heads that are taken as a class of their own.
+
+    Returns:
+        A sentence: how many heads score above chance, all heads tested together over probes, and
+        what the K highest score. Of a model without induction heads those K are as any others.
+
+    Raises:
+        InputError: K is outside the model.
+    """
+    chance = float(scores.attrs["chance"])
+    probes = np.arange(scores.sizes["probe"])
+    mean, low, _, _ = stats.simultaneous(scores.values - chance, probes)
+    best = top_k(mean, k)
+    ends = [float(mean[head.layer, head.head]) + chance for head in (best.heads[0], best.heads[-1])]
+    said = (
+        f"{int((low > 0).sum())} of {int((~np.isnan(mean)).sum())} heads look at what came after a "
+        f"token the last time more than chance ({chance:.3f}); the top {k} score {ends[0]:.3f} "
+        f"({best.heads[0]}) to {ends[1]:.3f}"
+    )
+    none = not any(low[head.layer, head.head] > 0 for head in best)
+    return said + ("; none of them is shown to be an induction head." if none else ".")
 
 
 def _prefix_matches(weights: Tensor) -> Tensor:
