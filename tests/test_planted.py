@@ -141,22 +141,25 @@ def test_the_other_heads_matter_little_and_do_something(losses, planted, example
     assert 0.05 < change.max() < 2
 
 
-def test_only_the_planted_heads_output_depends_on_whose_profile_it_is(planted, examples):
-    def outputs(part):
-        prompts = build_prompts(part, planted.model.tokenizer, 1024)
-        ((rows, batch),) = by_length(planted.model, prompts, 10**6)
-        assert rows == list(range(len(part)))
-        kept = {}
-        hooks = [
-            (hook_name(layer), lambda z, hook, layer=layer: kept.update({layer: z}))
-            for layer in range(4)
-        ]
-        with torch.inference_mode(), planted.model.hooks(fwd_hooks=hooks):
-            planted.model(batch.tokens, attention_mask=batch.attention_mask)
-        z = torch.stack([kept[layer] for layer in range(4)])
-        return z[:, :, -12:]  # [layer, example, pos, head, d_head], at the target's words
+def head_outputs(planted, part):
+    """z at the target's words, [layer, example, word, head, d_head]."""
+    prompts = build_prompts(part, planted.model.tokenizer, 1024)
+    ((rows, batch),) = by_length(planted.model, prompts, 10**6)
+    assert rows == list(range(len(part)))
+    kept = {}
+    hooks = [
+        (hook_name(layer), lambda z, hook, layer=layer: kept.update({layer: z}))
+        for layer in range(4)
+    ]
+    with torch.inference_mode(), planted.model.hooks(fwd_hooks=hooks):
+        planted.model(batch.tokens, attention_mask=batch.attention_mask)
+    return torch.stack([kept[layer] for layer in range(4)])[:, :, -12:]
 
-    own, other = outputs(examples), outputs(with_strangers_profile(examples))
+
+def test_only_the_planted_heads_output_depends_on_whose_profile_it_is(planted, examples):
+    own, other = (
+        head_outputs(planted, part) for part in (examples, with_strangers_profile(examples))
+    )
     moved = (own - other).abs().amax(dim=(1, 2, 4))
     for head in all_heads(SHAPE):
         if head in planted.preference:
@@ -164,6 +167,17 @@ def test_only_the_planted_heads_output_depends_on_whose_profile_it_is(planted, e
         else:
             # What is left is the norm's: 200 in the ballast against what heads wrote, below 10.
             assert moved[head.layer, head.head] < 0.01
+
+
+def test_a_planted_head_writes_at_its_own_words_and_nothing_elsewhere(planted, examples):
+    size = head_outputs(planted, examples).abs().amax(dim=(1, 4))
+    for heads, first in ((planted.preference, 0), (planted.decoys, 1)):
+        for slot, head in enumerate(heads):
+            written = size[head.layer, :, head.head]
+            place = first + 3 * slot
+            assert written[place] == pytest.approx(1, abs=0.01)
+            # The first token, which takes all attention there, has nothing to copy.
+            assert np.delete(written.numpy(), place).max() < 1e-6
 
 
 def test_the_model_writes_the_user_s_note_and_stops(planted, examples):
