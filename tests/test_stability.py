@@ -227,6 +227,12 @@ def test_resamples_of_two_users_worked_by_hand():
     assert (int(row["firm"]), int(row["users"]), int(row["examples"])) == (0, 2, 4)
 
 
+def test_resamples_of_equal_scores_have_their_mean():
+    # Users have 1, 2 and 5 examples, so that resamples differ in size.
+    means = recurrence.resampled_means(np.full((8, 1, 2), 3.0), np.array(list("abbccccc")), 50, 0)
+    assert np.allclose(means, 3)
+
+
 def test_heads_that_stand_out_are_firm_and_equal_ones_are_not():
     pcs = normal(60, 2, 4) * 0.1
     pcs[:, 0, :2] += 5
