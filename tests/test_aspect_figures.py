@@ -151,6 +151,9 @@ def test_the_overlap_writes_every_value_and_stars_what_differs():
     assert list(halves.text[0]) == ["0.80", "0.24*", "0.24"]
     assert "short of noise by +0.20" in whole.hovertext[0][1]
     assert "short of noise" not in whole.hovertext[1][1]
+    table = make_aspects(("a", "b", "c"))
+    table["gap_p"].values[0, 1] = 0.06  # no longer below .05 once adjusted
+    assert heatmaps(aspect_overlap(table))[0].text[0][1] == "0.30"
     with pytest.raises(InputError, match="needs two aspects"):
         aspect_overlap(make_aspects(("a",)))
 
