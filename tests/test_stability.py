@@ -471,6 +471,18 @@ def test_a_score_that_is_lost_is_said_to_fall(testbed_model, monkeypatch):
     assert "the clean heads' score rises: -2." in line
 
 
+def test_what_is_resampled_is_the_user(testbed_model, monkeypatch):
+    # One user loses nothing and the other 2: two users say little, however many their examples.
+    users = ["a"] * 40 + ["b"] * 40
+    pcs = normal(80, 2, 4) * 0.1
+    less = pcs - 2 * (np.arange(80) >= 40)[:, None, None]
+    table = faked(monkeypatch, testbed_model, make_scores(pcs, users), make_scores(less, users))
+    row = table.sel(group="tag", share=1.0)
+    assert float(row["drop"]) == pytest.approx(1, abs=1e-5)
+    ends = [float(row["drop_low"]), float(row["drop_high"])]
+    assert ends == pytest.approx([0, 2], abs=1e-5)
+
+
 def test_users_with_one_example_have_no_interval(testbed_model, monkeypatch):
     scores = make_scores(normal(3, 4, 8), ["a", "b", "c"])
     table = faked(monkeypatch, testbed_model, scores, scores, by="user")
