@@ -123,14 +123,17 @@ def test_the_matching_is_the_best_of_all():
 
 def test_unrelated_models_match_no_better_than_with_users_permuted():
     rng = np.random.default_rng(5)
-    p = []
+    p, held = [], []
     for seed in range(20):
         a, b = (make_scores(rng.normal(0, 1, (32, 2, 3))) for _ in range(2))
         table = transfer(a, b, 2, permutations=99, seed=seed).squeeze()
         p.append(table["matched_p"].item())
+        held.append(table["held_out"].item() - table["any_pair"].item())
     # Uniform if the null is right: the mean of 20 has a standard error of .065.
     assert np.mean(p) == pytest.approx(0.5, abs=0.2)
     assert min(p) >= 0.01
+    # On the half that they were found on, the best of 6 pairs over 16 examples stand at .35.
+    assert np.mean(held) == pytest.approx(0, abs=0.08)
 
 
 def test_difficulty_alone_makes_any_two_heads_go_together_and_no_pair_stands_out():
@@ -147,10 +150,11 @@ def test_users_are_permuted_whole():
     from workbench.analysis.transfer import _shuffled
 
     users = np.array(["a", "b", "a", "b", "c", "c"])
-    order = _shuffled(users, np.random.default_rng(0))
-    assert sorted(order.tolist()) == list(range(6))
-    for name in "abc":
-        assert len(set(users[order[users == name]].tolist())) == 1
+    for seed in range(20):
+        order = _shuffled(users, np.random.default_rng(seed))
+        assert sorted(order.tolist()) == list(range(6))
+        for name in "abc":
+            assert len(set(users[order[users == name]].tolist())) == 1
 
 
 def test_examples_are_matched_by_name_and_not_by_place():
