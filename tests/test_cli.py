@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,12 @@ def run(*arguments, cwd, code=0, first=""):
     return done
 
 
+# The figures of a quick probe.
+DRAWN = (
+    *("figure-3-user-heatmaps", "task-heatmaps", "ranked-heads", "specific-heads", "damage"),
+    *("class-effects", "figure-7-examples", "recurrence", "aspect-heads", "aspect-overlap"),
+    *("figure-4-user-overlap", "figure-6-head-count", "coherence"),
+)
 PROBE = ("--users", "2", "--eval-users", "2", "-k", "2", "--sweep-k", "1,2", "--draws", "1")
 
 
@@ -44,15 +51,18 @@ def probed(tmp_path_factory):
 
 def test_probe_says_what_it_found_and_writes_a_whole_run(probed):
     folder, done = probed
-    for title in ("Does the profile help?", "Which heads", "Do users share", "Does steering help?"):
+    assert done.stdout.startswith("Verdict\n- ")
+    for title in ("Does the profile help?", "Which heads", "Preference or damage?", "How sure?"):
         assert title in done.stdout
     assert "Prompts, discovery: 0 of 48 cut" in done.stdout
     summary = json.loads((folder / "run/summary.json").read_text())
-    assert summary["users"] == {"discovery": 2, "evaluation": 2}
+    assert summary["users"] == {"discovery": 2, "evaluation": 2, "inferred": False}
+    assert summary["left_out"] == {}
     assert len(summary["samples"]) == 6
     written = {path.name for path in (folder / "run/figures").iterdir()}
-    for name in ("figure-3-user-heatmaps", "figure-4-user-overlap", "figure-6-head-count"):
+    for name in ("figure-3-user-heatmaps", "figure-4-user-overlap", "specific-heads", "coherence"):
         assert {f"{name}.html", f"{name}.csv"} <= written
+    assert {"figure-6-head-count-draw.csv", "figure-6-head-count-other.csv"} <= written
     assert (folder / "run/heads/task-testbed-tag.json").is_file()
     assert max(map(len, done.stdout.replace(str(folder), "").splitlines())) <= 80
 
@@ -63,7 +73,9 @@ def test_probe_goes_on_where_it_was_and_prints_json(probed):
     before = {path: path.stat().st_mtime_ns for path in shards}
     done = run(*("probe", *PROBE, "--max-new-tokens", "12", "--out", "run", "--json"), cwd=folder)
     summary = json.loads(done.stdout)
-    assert set(summary["findings"]) == {"profile", "heads", "users", "steering"}
+    assert set(summary["findings"]) == {
+        *("profile", "heads", "controls", "stability", "aspects", "users", "steering", "origin"),
+    }
     assert {path: path.stat().st_mtime_ns for path in shards} == before
 
 
@@ -80,8 +92,11 @@ def evil_report(folder):
     from workbench.report import write_report
 
     result = load_probe(folder / "run")
-    result.summary["samples"][0]["query"] = "<script>document.title = 'owned'</script>"
-    result.summary["samples"][0]["steered"] = "<img src=x onerror=\"document.title = 'owned'\">"
+    result.samples[0]["query"] = "<script>document.title = 'owned'</script>"
+    result.samples[0]["steered"] = "<img src=x onerror=\"document.title = 'owned'\">"
+    tokens = result.attention[0]["token"].values.astype(object)
+    tokens[3] = "<img src=y onerror=\"document.title = 'owned'\">"
+    result.attention[0]["token"] = ("position", tokens)
     (folder / "evil").mkdir(exist_ok=True)
     return write_report(result, folder / "evil")
 
@@ -103,9 +118,15 @@ def test_report_draws_without_a_network_and_runs_no_text_from_the_data(probed, r
     folder, _ = probed
     page = rendered(evil_report(folder))
     assert "<title>Preference heads" in page
-    assert page.count('class="plot-container') == 5
-    assert page.count('class="main-svg"') >= 5
+    assert page.count('class="plot-container') == len(DRAWN)
+    assert page.count('class="main-svg"') >= len(DRAWN)
     assert "owned'&lt;/script&gt;" in page
+    assert "<img" not in page
+    # CircuitsVis has filled the place of an example of each task.
+    assert len(re.findall(r'<div id="attention-\d"><\w', page)) == 3
+    shown = re.findall(r"<section id=\"(\w+)\"( hidden)?", page)
+    assert [key for key, hidden in shown if not hidden] == ["profile"]
+    assert page.count('href="data:text/csv') > len(DRAWN)
 
 
 def test_figures_are_drawn_again_from_a_run(probed):
@@ -129,7 +150,7 @@ def test_probe_of_another_version_is_refused(probed, tmp_path):
     folder, _ = probed
     shutil.copytree(folder / "run", tmp_path / "run")
     path = tmp_path / "run/summary.json"
-    path.write_text(path.read_text().replace("workbench.probe/1", "workbench.probe/99"))
+    path.write_text(path.read_text().replace("workbench.probe/2", "workbench.probe/99"))
     done = run("figures", "run", cwd=tmp_path, code=2)
     assert "probe/99', written by a newer version" in done.stderr
 
@@ -309,7 +330,8 @@ def test_probe_ends_well_on_a_foreign_model_and_real_lamp_rows(shared, tmp_path)
         cwd=tmp_path,
     )
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["users"] == {"discovery": 3, "evaluation": 3}
+    assert summary["users"] == {"discovery": 3, "evaluation": 3, "inferred": True}
+    assert "users were inferred" in " ".join((tmp_path / "run/report.html").read_text().split())
     cut = summary["truncation"]["discovery"]
     assert cut["prompts"] > 3  # an author has several rows
     assert cut["prompts_cut"] > 0

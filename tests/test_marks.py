@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from test_figures import make_overlap, make_scores, make_sweep, random_scores, titles, traces
+from test_figures import make_scores, random_scores, titles, traces
 
 from workbench import figures
 from workbench.errors import InputError
@@ -110,8 +110,7 @@ def test_estimate_is_called_one():
 
 def test_tables_of_the_figures_have_the_marks():
     scores = with_floor(make_scores(np.tile([[0.1, -0.019]], (4, 1, 1)), "aaaa"), 0.04)
-    sweep = make_sweep()
-    tables = figure_tables(Probe(scores, make_overlap(), sweep, sweep, sweep, [], {}))
+    tables = figure_tables(Probe(scores, {}, [], [], {}))
     for name in ("figure-3-user-heatmaps", "task-heatmaps", "ranked-heads"):
         table = tables[name].sort_values("head")
         assert table["below_noise"].tolist() == [False, True]

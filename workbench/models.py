@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.data.testbed import testbed_path
+from workbench.data.testbed import BUILT_IN, located
 from workbench.errors import InputError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 TESTBED = "testbed"
-BUILT_IN = (TESTBED, "testbed-small")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -52,7 +51,7 @@ def load_model(
 
     device = choose_device(device)
     built_in = str(name) in BUILT_IN
-    path = testbed_path(str(name)) if built_in else Path(name)
+    path = Path(located(name))
     local = path.is_dir()
     if not local and (path.is_absolute() or str(name).startswith((".", "~"))):
         raise InputError(f"{name}: no such folder")

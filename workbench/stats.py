@@ -328,7 +328,8 @@ def simultaneous(
             reached = np.searchsorted(np.sort(flipped), t * (1 - 1e-9))
             p[spread] = (len(flipped) - reached + 1) / (len(flipped) + 1)
             both = (flipped, _largest_t(centred[:, spread], signs))
-            c = max(_order_statistic(draws, level) for draws in both)
+            # What only reaches the edge is no finding, however its sums were rounded.
+            c = max(_order_statistic(draws, level) for draws in both) * (1 + 1e-9)
             if np.isfinite(c):
                 low[spread], high[spread] = (
                     mean[spread] - c * se[spread],

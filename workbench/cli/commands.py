@@ -1,4 +1,4 @@
-"""`workbench probe`, `score` and `figures`; the other commands come in here.
+"""`workbench probe` and `score`; the other commands come in here.
 
 What a command needs is imported when it runs: help answers at once, without torch.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -16,6 +15,7 @@ from workbench.cli import failures
 from workbench.cli import options as opt
 from workbench.cli.bench import bench
 from workbench.cli.evaluate import evaluate
+from workbench.cli.figures import figures
 from workbench.cli.judge import judge
 from workbench.cli.retrieval import retrieval_heads
 from workbench.cli.sizes import plan
@@ -66,6 +66,21 @@ def probe(
     ] = None,
     gamma: Annotated[float, typer.Option(help="Strength of DPS.")] = 0.5,
     draws: Annotated[int, typer.Option(help="Random head sets at each K.")] = 5,
+    full: Annotated[
+        bool, typer.Option("--full/--quick", help="Every analysis, or what takes minutes.")
+    ] = False,
+    neutral: Annotated[
+        str | None,
+        typer.Option(
+            help="Text that has no user: builtin, testbed, or a file of passages; what fits the "
+            "data if unset.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
+    cluster_users: Annotated[
+        int | None,
+        typer.Option(help="Users a cluster of the routing; 100 if unset, fewer of few users."),
+    ] = None,
     ablation: opt.Ablation = "zero",
     style: opt.Style = "plain",
     items: opt.Items = 5,
@@ -84,7 +99,7 @@ def probe(
     out: opt.Out = None,
     as_json: opt.Json = False,
 ) -> None:
-    """The main job: score heads, analyse, sweep, steer; writes figures and report.html."""
+    """The main job: the whole examination of a model; writes figures and report.html."""
     from workbench import runs
     from workbench.cli import show
     from workbench.probe import ProbeSettings, discovery_and_evaluation
@@ -98,11 +113,14 @@ def probe(
         ablation=cast(Any, ablation),
         max_new_tokens=max_new_tokens,
         seed=seed,
+        depth="full" if full else "quick",
+        neutral=neutral or ("testbed" if data == "testbed" else "builtin"),
+        cluster_users=cluster_users,
         prompt=opt.prompt(style, items, ranking, max_prompt_tokens, max_new_tokens),
         batch_tokens=batch_tokens,
     )
     if data == "testbed" and users is None:
-        users = 16
+        users = None if full else 16
     discovery, evaluation = discovery_and_evaluation(data, split, root, users, eval_users, seed)
     folder = opt.run_folder(out, model, data)
     with failures.resumable(folder), opt.cluster(ray, workers) as joined:
@@ -192,28 +210,7 @@ def score(
         show.scores(scores, top, by, folder)
 
 
-@app.command()
-def figures(
-    run: Annotated[Path, typer.Argument(help="Run folder of a finished probe.")],
-    as_json: opt.Json = False,
-) -> None:
-    """Draw a run's figures and its report again: HTML, PNG, SVG and CSV."""
-    from workbench import runs
-    from workbench.cli import show
-    from workbench.probe import load_probe
-
-    runs.read_manifest(run)  # refuses what is no run before `hold` makes it a folder
-    with runs.hold(run):
-        note = show.write_pictures(load_probe(run), run)
-    written = sorted(str(path) for path in (run / "figures").iterdir())
-    if as_json:
-        typer.echo(json.dumps({"written": written, "note": note}, indent=1))
-    else:
-        typer.echo(f"{len(written)} files in {run / 'figures'}")
-        if note:
-            typer.echo(note, err=True)
-
-
+app.command()(figures)
 app.command()(steer)
 app.command()(plan)
 app.command()(bench)

@@ -15,6 +15,7 @@ from workbench.analysis import verdict
 from workbench.analysis.screened import screened
 from workbench.analysis.sparsity import sparsity
 from workbench.figures import save
+from workbench.figures.labels import missing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,30 +45,21 @@ def write_pictures(result: Probe, folder: Path) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if missing(value) else f"{value:.3f}"
 
 
 def summary(result: Probe, folder: Path, note: str) -> None:
-    """The findings, the sweep at the chosen K, and where everything lies."""
-    titles = {
-        "profile": "Does the profile help?",
-        "heads": "Which heads carry it?",
-        "users": "Do users share them?",
-        "steering": "Does steering help?",
-    }
-    for key, title in titles.items():
-        _out.print(f"\n[bold]{title}[/bold]")
-        for line in result.summary["findings"][key]:
-            _out.print(f"- {escape(line)}")
-    table = Table(title=f"\nDPS, gamma = {result.sweep.attrs['gamma']:g}", title_justify="left")
-    for name in ("task", "K", "plain", "DPS", "random", "beaten", "DPS - plain, 95 %"):
-        table.add_column(name, justify="left" if name == "task" else "right")
-    for row in result.summary["tables"]["sweep"]:
-        interval = f"{_number(row['gain_low'])} to {_number(row['gain_high'])}"
-        numbers = (_number(row[name]) for name in ("plain", "dps", "random"))
-        beaten = f"{row['beaten']} of {result.sweep.attrs['draws']}"
-        table.add_row(escape(row["task"]), str(row["k"]), *numbers, beaten, interval)
-    _out.print(table)
+    """The verdict, the findings behind it, the sweep, and where everything lies."""
+    _out.print("[bold]Verdict[/bold]")
+    _lines(result.summary["headline"])
+    for key, title in report.SECTIONS.items():
+        if lines := result.summary["findings"].get(key):
+            _out.print(f"\n[bold]{title}[/bold]")
+            _lines(lines)
+    if "sweep" in result.tables:
+        _sweep(result.tables["sweep"])
+    for name, reason in result.summary["left_out"].items():
+        _out.print(f"Left out: {name}: {escape(reason)}")
     for group, counts in result.summary["truncation"].items():
         _out.print(
             f"Prompts, {group}: {counts['prompts_cut']} of {counts['prompts']} cut; "
@@ -78,6 +70,23 @@ def summary(result: Probe, folder: Path, note: str) -> None:
         _out.print(escape(note))
     _out.print(f"Report:  {escape(str(folder / report.REPORT))}", soft_wrap=True)
     _out.print(f"Figures: {escape(str(folder / 'figures'))}", soft_wrap=True)
+
+
+def _lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        _out.print(f"- {escape(line)}")
+
+
+def _sweep(found: xr.Dataset) -> None:
+    table = Table(title=f"\nDPS, gamma = {found.attrs['gamma']:g}", title_justify="left")
+    for name in ("task", "K", "plain", "DPS", "random", "beaten", "DPS - plain, 95 %"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for row in tables.records(found.drop_dims(["draw", "other"])):
+        interval = f"{_number(row['gain_low'])} to {_number(row['gain_high'])}"
+        numbers = (_number(row[name]) for name in ("plain", "dps", "random"))
+        beaten = f"{row['beaten']} of {found.attrs['draws']}"
+        table.add_row(escape(row["task"]), str(row["k"]), *numbers, beaten, interval)
+    _out.print(table)
 
 
 def scores(result: HeadScores, top: Mapping[str, HeadSet], by: By, folder: Path) -> None:

@@ -59,12 +59,11 @@ def plan(
     as_json: opt.Json = False,
 ) -> None:
     """Operations, memory and hours of PCS by each method, from the model's config alone."""
-    from workbench.data.testbed import testbed_path
+    from workbench.data.testbed import located
     from workbench.discovery.cost import assumed_machine
     from workbench.discovery.shapes import read_config, shape_of
 
-    source = testbed_path() if model == "testbed" else model
-    shape = shape_of(read_config(source, revision, trust_remote_code), dtype)
+    shape = shape_of(read_config(located(model), revision, trust_remote_code), dtype)
     machine = assumed_machine(shape.dtype)
     if rate is not None:
         machine = replace(machine, rate=rate * 1e12)

@@ -131,10 +131,10 @@ def _shapes(
 
 
 def _read_shape(model: str) -> Shape:
-    from workbench.data.testbed import testbed_path
+    from workbench.data.testbed import located
     from workbench.discovery.shapes import read_config, shape_of
 
-    return shape_of(read_config(testbed_path() if model == "testbed" else model))
+    return shape_of(read_config(located(model)))
 
 
 def _numbers(text: str | None) -> list[int] | None:

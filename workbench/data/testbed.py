@@ -23,6 +23,7 @@ from typing import Any
 
 from workbench.errors import InputError
 
+BUILT_IN = ("testbed", "testbed-small")
 TASKS = ("testbed-tag", "testbed-rating", "testbed-headline")
 SPLITS = ("train", "discovery", "validation", "test")
 HISTORY_TRAIN = {"testbed-tag": 10, "testbed-rating": 10, "testbed-headline": 6}
@@ -354,6 +355,11 @@ def _write_json(path: Path, value: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, separators=(",", ":")) + "\n", encoding="utf-8")
     return path
+
+
+def located(model: str | Path) -> str | Path:
+    """The folder of a built-in checkpoint by its name; any other name as it is."""
+    return testbed_path(str(model)) if str(model) in BUILT_IN else model
 
 
 def testbed_path(name: str = "testbed") -> Path:

@@ -26,14 +26,14 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.data.prompts import Prompt
-from workbench.data.testbed import testbed_path
+from workbench.data.testbed import BUILT_IN, testbed_path
 from workbench.discovery.check import Prepared, prepare
 from workbench.discovery.cluster import GPU_FAILURES, RayOptions, first_line, nodes, seats
 from workbench.discovery.room import keep_freed_memory
 from workbench.discovery.scorer import Tick, is_out_of_memory
 from workbench.discovery.stages import Shard
 from workbench.errors import InputError
-from workbench.models import TESTBED, load_model, tensors_id
+from workbench.models import load_model, tensors_id
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -74,7 +74,7 @@ class Source:
     """Where every worker loads the model from, and what it must turn out to be.
 
     Attributes:
-        name: A hub id, a folder (the same path on every node) or `testbed`.
+        name: A hub id, a folder (the same path on every node) or a built-in name.
         dtype: As `load_model` takes it.
         revision: The hub's commit.
         trust_remote_code: Whether the model's code comes with it.
@@ -94,9 +94,10 @@ class Source:
         name = inner.config._name_or_path
         revision = None
         if Path(name).is_dir():
-            # Every node has its own copy of the testbed, installed with the workbench.
-            built_in = Path(name).resolve() == testbed_path().resolve()
-            name = TESTBED if built_in else str(Path(name).resolve())
+            # Every node has its own copy of what is built in, installed with the workbench.
+            folder = Path(name).resolve()
+            own = [one for one in BUILT_IN if folder == testbed_path(one).resolve()]
+            name = own[0] if own else str(folder)
         else:
             revision = getattr(inner.config, "_commit_hash", None)
         dtype = str(model.cfg.dtype).removeprefix("torch.")

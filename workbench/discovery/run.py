@@ -193,7 +193,7 @@ def _manifest(
     shard_examples: int,
 ) -> dict[str, Any]:
     # The token ids are the data as the model sees it: profile, retrieval, template and budget.
-    data = [(p.example.name, p.example.user, p.ids, p.target_ids) for p in prompts]
+    data: list[Any] = [(p.example.name, p.example.user, p.ids, p.target_ids) for p in prompts]
     if settings.aspect is not None:
         data = [(row, p.scored) for row, p in zip(data, prompts, strict=True)]
     return {

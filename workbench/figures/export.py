@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,14 +65,29 @@ def save(
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    note = _draw(figures, folder) if figures else ""
+    note = draw(figures, folder) if figures else ""
     drawn = [folder / f"{name}.{kind}" for name in figures for kind in ("html", *IMAGES)]
     written = [path for path in drawn if path.exists()]
     return Saved((*written, *(folder / f"{name}.csv" for name in tables)), note)
 
 
-def _draw(figures: Mapping[str, go.Figure], folder: Path) -> str:
-    """Draw all figures in one browser; returns why that failed, or nothing."""
+def draw(
+    figures: Mapping[str, go.Figure],
+    folder: Path,
+    kinds: Sequence[str] = IMAGES,
+    scale: float = 2,
+) -> str:
+    """Draw figures in one browser, for all of them the same.
+
+    Args:
+        figures: Figures by file name, without ending.
+        folder: Where the pictures go; those of an earlier call are replaced or deleted.
+        kinds: `png`, `svg`, `pdf`.
+        scale: Pixels of a PNG for each of the figure's.
+
+    Returns:
+        Why pictures are missing, for the user to read; empty where none is.
+    """
     # Imported here, as drawing on the screen needs none of it.
     import kaleido
     from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
@@ -81,10 +96,10 @@ def _draw(figures: Mapping[str, go.Figure], folder: Path) -> str:
         {
             "fig": _with_ids(figure),
             "path": folder / f"{name}.{kind}",
-            "opts": {"format": kind, "scale": 2 if kind == "png" else 1},
+            "opts": {"format": kind, "scale": scale if kind == "png" else 1},
         }
         for name, figure in figures.items()
-        for kind in IMAGES
+        for kind in kinds
     ]
     for picture in pictures:
         picture["path"].unlink(missing_ok=True)

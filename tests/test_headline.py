@@ -1,0 +1,122 @@
+"""The verdict: an effect is named only where its interval leaves 0 out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from workbench.analysis.headline import headline
+
+NAN = float("nan")
+
+
+def specificity(specific, firm, fraction=(0.5, 0.3, 0.7), kinds=("stranger",)):
+    """Two heads of one task, behind one other profile."""
+    cells = ("counterfactual", "group", "layer", "head")
+    value, low, high = fraction
+    ends = {"": value, "_low": low, "_high": high}
+    pair = ("counterfactual", "group")
+    return xr.Dataset(
+        {
+            "specific": (cells, np.array(specific, float).reshape(1, 1, 1, -1)),
+            "is_specific": (cells, np.array(firm).reshape(1, 1, 1, -1)),
+            **{f"specific_fraction{end}": (pair, [[number]]) for end, number in ends.items()},
+        },
+        coords={"counterfactual": list(kinds), "group": ["t"]},
+    )
+
+
+def recurrence(firm):
+    return xr.Dataset({"firm": ("group", [firm])}, coords={"group": ["t"]})
+
+
+def classes(low, high):
+    row = {
+        "user_loss": 0.9,
+        "neutral_loss": 0.2,
+        "neutral_loss_low": low,
+        "neutral_loss_high": high,
+    }
+    return xr.Dataset(
+        {name: (("task", "cls"), [[value]]) for name, value in row.items()},
+        coords={"task": ["t"], "cls": ["preference"]},
+    )
+
+
+def sweep(gain, low, high, beaten=3, better="higher"):
+    row = {"gain": gain, "gain_low": low, "gain_high": high, "beaten": beaten}
+    return xr.Dataset(
+        {
+            **{name: (("task", "k"), [[value]]) for name, value in row.items()},
+            "better": ("task", [better]),
+            "metric": ("task", ["accuracy"]),
+            "random_draws": (("task", "k", "draw"), np.zeros((1, 1, 3))),
+        },
+        coords={"task": ["t"], "k": [8]},
+    )
+
+
+def test_without_a_stranger_there_is_no_verdict():
+    assert headline({}, 8)[0].startswith("No verdict")
+    other = specificity([1, 1], [True, True], kinds=("none",))
+    assert headline({"specificity": other}, 8)[0].startswith("No verdict")
+
+
+def test_heads_are_counted_by_their_sign_and_missing_ones_not_at_all():
+    first, line = headline(
+        {"specificity": specificity([1, 2, -1, NAN], [True, True, True, False])}, 8
+    )
+    assert first.startswith("2 of 3 scores of heads are about the user")
+    assert first.endswith("; 1 rises.")
+    assert line.startswith("t: 2 of 3 heads are specific to the user (1 the other way).")
+    assert "50% (30% to 70%)" in line
+
+
+def test_no_specific_head_is_said_first():
+    first, line = headline({"specificity": specificity([1, -1], [False, False])}, 8)
+    assert first.startswith("No head is shown to be about the user: of 2 scores")
+    assert "0 of 2 heads" in line
+
+
+def test_a_share_without_an_interval_is_not_told():
+    lines = headline({"specificity": specificity([1], [True], (0.5, NAN, NAN))}, 8)
+    assert "PCS" not in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (0.1, 0.3, "it costs text"),
+        (-0.3, -0.1, "it helps text"),
+        (-0.1, 0.3, "is not shown to touch"),
+    ],
+)
+def test_other_text_is_named_by_its_interval(low, high, told):
+    tables = {"specificity": specificity([1], [True]), "classes": classes(low, high)}
+    assert told in headline(tables, 8)[1]
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (sweep(0.1, 0.05, 0.2), "Steering helps (accuracy +0.100"),
+        (sweep(0.1, 0.05, 0.2, beaten=1), "helps, though 2 of 3 random sets do as well"),
+        (sweep(-0.1, -0.2, -0.05), "Steering hurts"),
+        (sweep(-0.1, -0.2, -0.05, better="lower"), "Steering helps"),
+        (sweep(0.1, -0.05, 0.2), "is not shown to help"),
+        (sweep(0.0, 0.0, 0.0), "is not shown to help"),
+        (sweep(0.1, NAN, NAN), "can't be told from one user"),
+    ],
+)
+def test_steering_is_named_by_its_interval_and_by_the_random_sets(found, told):
+    lines = headline({"specificity": specificity([1], [True]), "sweep": found}, 8)
+    assert told in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("firm", "told"), [(3.0, "3 of the top 8"), (NAN, "can't be told from one")]
+)
+def test_how_firm_the_heads_are_is_told(firm, told):
+    tables = {"specificity": specificity([1], [True]), "recurrence": recurrence(firm)}
+    assert told in headline(tables, 8)[1]

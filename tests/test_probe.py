@@ -1,0 +1,74 @@
+"""How a probe keeps its steps, and how its tables become flat ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from workbench import tables
+from workbench.probe import results
+from workbench.probe.settings import ProbeSettings
+
+
+def test_columns_along_other_dimensions_become_tables_of_their_own():
+    table = xr.Dataset(
+        {
+            "plain": ("task", [1.0, 2.0]),
+            "dps": (("task", "k"), [[1.0, 2.0], [3.0, 4.0]]),
+            "draws": (("task", "k", "draw"), np.arange(12.0).reshape(2, 2, 3)),
+            "nested": (("task", "k", "other"), np.arange(8.0).reshape(2, 2, 2)),
+        },
+        coords={"task": ["a", "b"], "k": [1, 2], "other": [1, 2]},
+    )
+    found = tables.frames(table)
+    assert set(found) == {"draw", "other"}
+    assert len(found["draw"]) == 12
+    assert set(found["draw"].columns) == {"task", "k", "draw", "plain", "dps", "draws"}
+    row = found["other"].query("task == 'b' and k == 2 and other == 1").iloc[0]
+    assert (row["plain"], row["dps"], row["nested"]) == (2.0, 4.0, 6.0)
+
+
+def test_a_single_table_has_no_name_and_no_rows_of_heads_that_are_not_there():
+    table = xr.Dataset({"pcs": (("layer", "head"), [[0.0, np.nan], [1.0, 2.0]])})
+    found = tables.frames(table)
+    assert list(found) == [""]
+    assert len(found[""]) == 3
+
+
+def test_the_same_dimensions_in_another_order_are_one_table():
+    table = xr.Dataset({"a": (("x", "y"), [[1.0, 2.0]]), "b": (("y", "x"), [[3.0], [4.0]])})
+    (frame,) = tables.frames(table).values()
+    assert frame[["a", "b"]].values.tolist() == [[1.0, 3.0], [2.0, 4.0]]
+
+
+def test_a_kept_table_is_not_made_again_unless_what_it_is_made_of_changed(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        column = ("task", [float(len(made)), np.nan], {"gap": np.nan})
+        return xr.Dataset({"x": column}, coords={"task": ["a", "b"]}, attrs={"mean": np.nan})
+
+    first = results.kept(tmp_path, "step", "one", make)
+    again = results.kept(tmp_path, "step", "one", make)
+    assert len(made) == 1
+    xr.testing.assert_identical(first, again)
+    assert np.isnan([again.attrs["mean"], again["x"].attrs["gap"]]).all()
+    assert float(results.kept(tmp_path, "step", "two", make)["x"][0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"depth": "deep"}, "quick or full"), ({"cluster_users": 0}, "at least 1 user")],
+)
+def test_settings_that_mean_nothing_are_refused(settings, told):
+    with pytest.raises(ValueError, match=told):
+        ProbeSettings(**settings)
+
+
+def test_full_measures_all_that_quick_does_and_more():
+    quick, full = (ProbeSettings(depth=depth).effort for depth in ("quick", "full"))
+    assert set(quick.counterfactuals) < set(full.counterfactuals)
+    assert "stranger" in quick.counterfactuals  # what the verdict is about
+    assert quick.resamples < full.resamples
