@@ -14,8 +14,9 @@ from test_figures import make_scores
 from torch.nn.functional import cross_entropy
 
 from workbench import runs, tables
+from workbench.analysis.agreement import highest
 from workbench.analysis.aspects import aspect_scores, aspects, grouped, lines
-from workbench.analysis.halves import set_gap, top_members
+from workbench.analysis.halves import set_gap
 from workbench.batches import collate, losses
 from workbench.data.aspects import aspects_of, token_aspects, with_aspect, word_aspects
 from workbench.data.examples import Example
@@ -372,10 +373,10 @@ def test_a_noisy_set_has_no_interval_and_few_users_have_none():
 def test_head_sets_of_halves_are_those_of_top_k():
     scores = made(np.linspace(0, 1, 20))
     mean = scores.data["pcs"].values.mean(axis=0)
-    members = top_members(mean.reshape(1, -1), 7)[0].reshape(mean.shape)
+    members = highest(mean.reshape(1, -1), 7)[0].reshape(mean.shape)
     assert HeadSet(tuple(Head(*map(int, at)) for at in np.argwhere(members))) == top_k(mean, 7)
     tied = np.tile([0.0, 1.0, 0.0, 1.0], 50)[None]
-    assert np.flatnonzero(top_members(tied, 3)[0]).tolist() == [1, 3, 5]
+    assert np.flatnonzero(highest(tied, 3)[0]).tolist() == [1, 3, 5]
 
 
 def test_the_table_is_kept_and_its_rank_correlation_is_scipys(tmp_path):

@@ -138,6 +138,26 @@ def test_figures_are_drawn_again_from_a_run(probed):
     assert drawn.is_file()
 
 
+@pytest.mark.browser
+def test_figures_are_laid_out_as_in_the_paper(probed, browser):
+    folder, _ = probed
+    found = json.loads(run("figures", "run", "--paper", "--json", cwd=folder).stdout)
+    written = {path.rpartition("paper/")[2] for path in found["written"] if "paper/" in path}
+    numbers = (3, 4, 6, 7)
+    pictures = {f"figure-{n}.{kind}" for n in numbers for kind in ("pdf", "svg", "png")}
+    assert written == {*pictures, "figures.tex", "figures.html"}
+    assert "No figure 5, 8 of the paper: probe with --full" in found["note"]
+    tex = (folder / "run/paper/figures.tex").read_text()
+    assert re.findall(r"includegraphics\[width=[\d.]+in\]\{figure-(\d)\}", tex) == list("3467")
+    overlap = json.loads((folder / "run/tables/overlap.json").read_text())
+    mean = overlap["data_vars"]["jaccard"]["attrs"]["mean"]
+    assert f"mean {mean:.3f} over all pairs of 2 users" in tex
+    page = (folder / "run/paper/figures.html").read_text()
+    assert page.index("Figure 3.") < page.index("Figure 4.") < page.index("Figure 6.")
+    svg = (folder / "run/paper/figure-4.svg").read_text()
+    assert "gtitle" not in svg or "Jaccard overlap of" not in svg  # the caption says it
+
+
 def test_run_in_use_is_drawn_by_nobody_else(probed):
     folder, _ = probed
     with hold(folder / "run"):

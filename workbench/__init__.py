@@ -10,15 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench import figures
+    from workbench.analysis.arms import RoutingSettings
+    from workbench.analysis.aspects import aspect_scores, aspects
+    from workbench.analysis.classes import class_effects, head_classes
+    from workbench.analysis.coherence import coherence
+    from workbench.analysis.controls import counterfactual_scores, damage, specificity
+    from workbench.analysis.lending import lend
+    from workbench.analysis.needed import by_examples
+    from workbench.analysis.noise import profile_noise
+    from workbench.analysis.official import official_overlap
     from workbench.analysis.overlap import jaccard, user_overlap
+    from workbench.analysis.position import position
+    from workbench.analysis.precision import precision
+    from workbench.analysis.recurrence import recurrence
+    from workbench.analysis.routing import routing_gain, weight_controls
     from workbench.analysis.sweep import sweep_head_count
+    from workbench.analysis.transfer import transfer
+    from workbench.data.aspects import with_aspect
     from workbench.data.examples import Example
     from workbench.data.lamp import load_lamp
     from workbench.data.longlamp import load_longlamp
+    from workbench.data.neutral import neutral_examples
+    from workbench.data.official import read_official, write_official
+    from workbench.data.planted import planted_examples
     from workbench.data.prompts import PromptSettings
     from workbench.data.sources import load_examples
+    from workbench.discovery.attended import attended
     from workbench.discovery.cluster import RayOptions
     from workbench.discovery.copying import copy_scores, retrieval_heads
+    from workbench.discovery.induction import induction_scores
     from workbench.discovery.run import score_heads
     from workbench.discovery.screening import Screen
     from workbench.errors import InputError
@@ -27,14 +47,16 @@ if TYPE_CHECKING:
     from workbench.evaluation.results import load_evaluation
     from workbench.evaluation.settings import GridSettings
     from workbench.evaluation.summary import evaluation_table
-    from workbench.heads import Head, HeadSet
+    from workbench.heads import Gates, Head, HeadSet
     from workbench.models import load_model
+    from workbench.planted import ground_truth, plant
     from workbench.scores import HeadScores
     from workbench.steering.contrast import CAD, DPS, Ablated, DeCoRe, DoLa, Entropy, NoProfile
     from workbench.steering.decode import generate, stream
     from workbench.steering.labels import decide
     from workbench.steering.loop import Sampling
     from workbench.steering.processor import DPSLogitsProcessor, hf_model
+    from workbench.steering.routing import Router
 
 _HOMES = {
     "Ablated": "workbench.steering.contrast",
@@ -45,6 +67,7 @@ _HOMES = {
     "DoLa": "workbench.steering.contrast",
     "Entropy": "workbench.steering.contrast",
     "Example": "workbench.data.examples",
+    "Gates": "workbench.heads",
     "GridSettings": "workbench.evaluation.settings",
     "Head": "workbench.heads",
     "HeadScores": "workbench.scores",
@@ -53,26 +76,55 @@ _HOMES = {
     "NoProfile": "workbench.steering.contrast",
     "PromptSettings": "workbench.data.prompts",
     "RayOptions": "workbench.discovery.cluster",
+    "Router": "workbench.steering.routing",
+    "RoutingSettings": "workbench.analysis.arms",
     "Sampling": "workbench.steering.loop",
     "Screen": "workbench.discovery.screening",
     "ask": "workbench.evaluation.protocol",
+    "aspect_scores": "workbench.analysis.aspects",
+    "aspects": "workbench.analysis.aspects",
+    "attended": "workbench.discovery.attended",
+    "by_examples": "workbench.analysis.needed",
+    "class_effects": "workbench.analysis.classes",
+    "coherence": "workbench.analysis.coherence",
     "copy_scores": "workbench.discovery.copying",
+    "counterfactual_scores": "workbench.analysis.controls",
+    "damage": "workbench.analysis.controls",
     "decide": "workbench.steering.labels",
     "evaluate": "workbench.evaluation.grid",
     "evaluation_table": "workbench.evaluation.summary",
     "generate": "workbench.steering.decode",
+    "ground_truth": "workbench.planted",
+    "head_classes": "workbench.analysis.classes",
     "hf_model": "workbench.steering.processor",
+    "induction_scores": "workbench.discovery.induction",
     "jaccard": "workbench.analysis.overlap",
+    "lend": "workbench.analysis.lending",
     "load_evaluation": "workbench.evaluation.results",
     "load_examples": "workbench.data.sources",
     "load_lamp": "workbench.data.lamp",
     "load_longlamp": "workbench.data.longlamp",
     "load_model": "workbench.models",
+    "neutral_examples": "workbench.data.neutral",
+    "official_overlap": "workbench.analysis.official",
+    "plant": "workbench.planted",
+    "planted_examples": "workbench.data.planted",
+    "position": "workbench.analysis.position",
+    "precision": "workbench.analysis.precision",
+    "profile_noise": "workbench.analysis.noise",
+    "read_official": "workbench.data.official",
+    "recurrence": "workbench.analysis.recurrence",
     "retrieval_heads": "workbench.discovery.copying",
+    "routing_gain": "workbench.analysis.routing",
     "score_heads": "workbench.discovery.run",
+    "specificity": "workbench.analysis.controls",
     "stream": "workbench.steering.decode",
     "sweep_head_count": "workbench.analysis.sweep",
+    "transfer": "workbench.analysis.transfer",
     "user_overlap": "workbench.analysis.overlap",
+    "weight_controls": "workbench.analysis.routing",
+    "with_aspect": "workbench.data.aspects",
+    "write_official": "workbench.data.official",
 }
 __all__ = [
     "CAD",
@@ -83,6 +135,7 @@ __all__ = [
     "DoLa",
     "Entropy",
     "Example",
+    "Gates",
     "GridSettings",
     "Head",
     "HeadScores",
@@ -91,27 +144,56 @@ __all__ = [
     "NoProfile",
     "PromptSettings",
     "RayOptions",
+    "Router",
+    "RoutingSettings",
     "Sampling",
     "Screen",
     "ask",
+    "aspect_scores",
+    "aspects",
+    "attended",
+    "by_examples",
+    "class_effects",
+    "coherence",
     "copy_scores",
+    "counterfactual_scores",
+    "damage",
     "decide",
     "evaluate",
     "evaluation_table",
     "figures",
     "generate",
+    "ground_truth",
+    "head_classes",
     "hf_model",
+    "induction_scores",
     "jaccard",
+    "lend",
     "load_evaluation",
     "load_examples",
     "load_lamp",
     "load_longlamp",
     "load_model",
+    "neutral_examples",
+    "official_overlap",
+    "plant",
+    "planted_examples",
+    "position",
+    "precision",
+    "profile_noise",
+    "read_official",
+    "recurrence",
     "retrieval_heads",
+    "routing_gain",
     "score_heads",
+    "specificity",
     "stream",
     "sweep_head_count",
+    "transfer",
     "user_overlap",
+    "weight_controls",
+    "with_aspect",
+    "write_official",
 ]
 
 

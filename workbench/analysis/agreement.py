@@ -49,11 +49,15 @@ def top_members(means: NDArray[np.float64], k: int) -> NDArray[np.float32]:
     Returns:
         [ranking, heads of all layers in a row]. Ties go to the lower layer, then head.
     """
-    flat = -means.reshape(len(means), -1)
-    # A stable sort keeps the order of layers and heads among equals; NaN comes last.
-    order = flat.argsort(axis=1, kind="stable")[:, :k]
-    members = np.zeros(flat.shape, dtype=np.float32)
-    np.put_along_axis(members, order, 1.0, axis=1)
+    return highest(means.reshape(len(means), -1), k).astype(np.float32)
+
+
+def highest(values: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
+    """Whether each head is among the K highest of its row [..., head]; ties go to the first."""
+    # A stable sort keeps the order among equals; NaN comes last.
+    order = np.argsort(-values, axis=-1, kind="stable")[..., :k]
+    members = np.zeros(values.shape, dtype=bool)
+    np.put_along_axis(members, order, True, axis=-1)
     return members
 
 

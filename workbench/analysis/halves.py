@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from workbench.analysis.agreement import highest
 from workbench.heads import check_k
 from workbench.scores import HeadScores
 
@@ -148,19 +149,11 @@ def _shares(
     sides: list[tuple[Array, Array]], first: Array, second: Array, k: int
 ) -> NDArray[np.float64]:
     """Shared heads over K [3, halving]: within the first kind, within the second, across."""
-    a1, b1 = (top_members(first @ sums / (first @ counts)[:, None], k) for sums, counts in sides)
-    a2, b2 = (top_members(second @ sums / (second @ counts)[:, None], k) for sums, counts in sides)
+    a1, b1 = (highest(first @ sums / (first @ counts)[:, None], k) for sums, counts in sides)
+    a2, b2 = (highest(second @ sums / (second @ counts)[:, None], k) for sums, counts in sides)
     pairs = ((a1, a2), (b1, b2), (a1, b2), (b1, a2))
     shared = [(x & y).sum(axis=1) / k for x, y in pairs]
     return np.stack([shared[0], shared[1], (shared[2] + shared[3]) / 2])
-
-
-def top_members(means: Array, k: int) -> NDArray[np.bool_]:
-    """Whether each head is in the top K of its row [row, head]; ties go to the first head."""
-    chosen = np.argsort(-means, axis=-1, kind="stable")[..., :k]
-    members = np.zeros(means.shape, dtype=bool)
-    np.put_along_axis(members, chosen, True, axis=-1)
-    return members
 
 
 def _gap(shares: NDArray[np.float64], chance: float) -> NDArray[np.float64]:

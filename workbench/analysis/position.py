@@ -13,8 +13,9 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from workbench import stats
+from workbench.analysis.agreement import highest
 from workbench.analysis.contexts import SHORT, Context, Kind, build_contexts, steps_of
-from workbench.analysis.halves import set_gap, top_members
+from workbench.analysis.halves import set_gap
 from workbench.batches import losses
 from workbench.data.examples import Example
 from workbench.data.prompts import PromptSettings, build_prompts
@@ -230,7 +231,7 @@ def _other_half(scores: HeadScores, k: int, seed: int) -> np.ndarray:
     halves = [np.concatenate([groups[n] for n in half]) for half in np.array_split(names, 2)]
     for mine, others in (halves, halves[::-1]):
         mean = pcs[others].mean(axis=0)
-        best = top_members(np.where(np.isnan(mean), -np.inf, mean).reshape(1, -1), k)
+        best = highest(np.where(np.isnan(mean), -np.inf, mean).reshape(1, -1), k)
         chosen[mine] = best.reshape(mean.shape)
     return chosen
 
@@ -252,7 +253,7 @@ def _agreement(
     users = part.data["user"].values
 
     def jaccard(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        a, b = (top_members(side, k) for side in np.split(sums, 2, axis=-1))
+        a, b = (highest(side, k) for side in np.split(sums, 2, axis=-1))
         return np.asarray((a & b).sum(axis=-1) / (a | b).sum(axis=-1))
 
     def spearman(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

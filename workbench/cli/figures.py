@@ -21,6 +21,10 @@ def figures(
         Path | None,
         typer.Option(help="Folder of the authors' published score files: figure 7 and its table."),
     ] = None,
+    export_official: Annotated[
+        Path | None,
+        typer.Option(help="Write the runs' scores there in the format of the authors' files."),
+    ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="Also figures 3 to 8 in the paper's format.")
     ] = False,
@@ -35,13 +39,15 @@ def figures(
     from workbench.cli import pictures
 
     folders = run or []
+    if (paper or export_official) and not folders:
+        raise InputError("--paper and --export-official are about a run; name its folder")
     if not folders and official is None:
         raise InputError("name a run folder, or --official FOLDER with the authors' score files")
-    if paper and not folders:
-        raise InputError("--paper lays out the figures of a run; name its folder")
     done = [pictures.of_run(folder, k, paper) for folder in folders]
     if len(folders) > 1:
         done.append(pictures.of_two(folders, k, out or folders[0] / "compared"))
+    if export_official is not None:
+        done += [pictures.as_official(folder, export_official, k) for folder in folders]
     if official is not None:
         done.append(pictures.of_official(official, out or Path("runs/official")))
     if as_json:

@@ -13,7 +13,7 @@ from workbench.analysis.official import official_overlap
 from workbench.analysis.transfer import lines as transfer_lines
 from workbench.analysis.transfer import transfer
 from workbench.cli import show
-from workbench.data.official import read_official
+from workbench.data.official import read_official, write_official
 from workbench.errors import InputError
 from workbench.probe import load_probe
 from workbench.probe.results import SUMMARY
@@ -117,6 +117,16 @@ def of_two(folders: list[Path], k: int, place: Path) -> Drawn:
     return Drawn(place, saved.paths, tuple(lines), tuple(filter(None, [saved.note])))
 
 
+def as_official(folder: Path, place: Path, k: int) -> Drawn:
+    """A run's scores in the format of the authors' files.
+
+    Raises:
+        InputError: The folder is no run, its heads were screened, or K is outside the model.
+    """
+    written = write_official(HeadScores.load(folder), place, k)
+    return Drawn(place, tuple(written))
+
+
 def of_official(source: Path, place: Path) -> Drawn:
     """The authors' published score files: figure 7, their ties and the steps of their scores.
 
@@ -129,13 +139,11 @@ def of_official(source: Path, place: Path) -> Drawn:
     lines: list[str] = []
     for task in official.tasks:
         table = official_overlap(official, task)
-        for name, figure in (
-            (f"figure-7-{task}", figures.example_counts(table)),
-            (f"resolution-{task}", figures.resolution(table)),
-        ):
-            drawn[name] = figure
+        drawn[f"figure-7-{task}"] = figures.example_counts(table)
+        drawn[f"resolution-{task}"] = figures.resolution(table)
         behind |= _flat(f"figure-7-{task}", table)
-        lines += [f"{task}: {line}" for line in official_lines(table)]
+        behind |= _flat(f"resolution-{task}", table.drop_dims("other"))
+        lines += official_lines(table)
     saved = figures.save(drawn, place, behind)
     return Drawn(place, saved.paths, tuple(lines), tuple(filter(None, [saved.note])))
 
