@@ -89,3 +89,22 @@ def test_the_readmes_evaluation_is_that_of_the_stored_results(root):
     results = root / "data/testbed/results"
     files = (results / "evaluation.json", results / "evaluation-shared.json")
     assert readme.with_evaluation(text, *files) == text
+
+
+def test_findings_stand_under_their_titles(tmp_path):
+    for name in readme.EXAMINED:
+        key = "headline" if name.startswith("examination") else "lines"
+        (tmp_path / name).write_text(json.dumps({key: [f"found in {name}"]}))
+    text = "a\n<!-- examination: begin -->\nold\n<!-- examination: end -->\nb\n"
+    new = readme.with_examination(text, tmp_path)
+    assert "old" not in new
+    places = [new.index(f"**{t}**\n\n- found in {name}") for name, t in readme.EXAMINED.items()]
+    assert places == sorted(places)
+    (tmp_path / "planted.json").write_text("[]")
+    with pytest.raises(InputError, match=r"planted\.json: holds no findings"):
+        readme.with_examination(text, tmp_path)
+
+
+def test_the_readmes_findings_are_those_of_the_stored_results(root):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert readme.with_examination(text, root / "data/testbed/results") == text

@@ -13,6 +13,15 @@ from workbench.errors import InputError
 
 # What stands between two markers.
 TESTBED, BENCH, EVALUATION = "testbed tables", "bench tables", "evaluation tables"
+EXAMINATION = "examination"
+# What `--json` of a command printed, and under which title its findings stand.
+EXAMINED = {
+    "examination.json": "The testbed, `workbench probe testbed --full`",
+    "examination-small.json": "The smaller one, `workbench probe testbed-small --full`",
+    "planted.json": "Planted heads, `workbench testbed planted`",
+    "transfer-seed.json": "The testbed and the same architecture from another seed",
+    "transfer-small.json": "The testbed and the smaller one",
+}
 
 
 def with_tables(text: str, results: Path) -> str:
@@ -53,6 +62,26 @@ def with_evaluation(text: str, path: Path, shared: Path) -> str:
         evaluation_tables(shared),
     ]
     return _between(text, EVALUATION, "\n\n".join(body))
+
+
+def with_examination(text: str, results: Path) -> str:
+    """The text with the findings of examinations, of planted heads and of transfer.
+
+    Args:
+        text: With the markers.
+        results: Folder of what the commands in `EXAMINED` printed with `--json`.
+
+    Raises:
+        InputError: A file is missing or holds no findings, or the text lacks the markers.
+    """
+    body = []
+    for name, title in EXAMINED.items():
+        found = runs.read_json(results / name)
+        lines = found.get("headline", found.get("lines")) if isinstance(found, dict) else None
+        if not lines:
+            raise InputError(f"{results / name}: holds no findings; make it with --json")
+        body.append("\n".join([f"**{title}**", "", *(f"- {line}" for line in lines)]))
+    return _between(text, EXAMINATION, "\n\n".join(body))
 
 
 def evaluation_tables(path: Path) -> str:

@@ -210,7 +210,7 @@ def _sign(folder: Path) -> None:
         "host": socket.gethostname(),
         "user": user,
         "started": datetime.now().astimezone().isoformat(" ", "seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
     }
     write_text(folder / HOLDER, json.dumps(holder, indent=1) + "\n")
 
@@ -395,6 +395,11 @@ def _given(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: _given(entry) for key, entry in value.items() if entry is not None}
+
+
+def command() -> str:
+    """The command line that this process was started with, its program without its folder."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def digest(value: Any) -> str:

@@ -192,13 +192,14 @@ def table(
     """Put the measured tables into the README, between its markers."""
     from workbench import runs
     from workbench.errors import InputError
-    from workbench.readme import with_evaluation, with_tables
+    from workbench.readme import with_evaluation, with_examination, with_tables
 
     try:
         old = readme.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{readme}: no such file") from None
     new = with_evaluation(with_tables(old, results), *(results / name for name in EVALUATIONS))
+    new = with_examination(new, results)
     if check and new != old:
         raise InputError(f"{readme}: the tables are not those of {results}; run `testbed table`")
     if not check:

@@ -210,7 +210,7 @@ def _manifest(
         "truncation": truncation(prompts),
         "units": "nats/token",
         "sign": "ablated - full",
-        "command": " ".join(sys.argv),
+        "command": runs.command(),
         "versions": {name: version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
     }

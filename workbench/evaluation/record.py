@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -109,7 +108,7 @@ def manifest_of(
         "users_inferred": asked.users_inferred,
         "users_recur": asked.users_recur,
         "truncation": {name: truncation(group) for name, group in prompts.items()},
-        "command": " ".join(sys.argv),
+        "command": runs.command(),
         "versions": {name: version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -176,7 +175,7 @@ def _summary(found: Probe, work: Work, left_out: dict[str, str]) -> dict[str, An
         },
         "k": work.settings.k,
         "settings": asdict(work.settings),
-        "command": " ".join(sys.argv),
+        "command": runs.command(),
         "samples": found.samples,
     }
 

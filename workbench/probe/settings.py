@@ -33,6 +33,8 @@ class Effort:
         gammas: Strengths at which coherence is measured.
         draws: Random subsets of the examples a number of examples.
         resamples: Bootstrap resamples of the users.
+        sample: Users on whom mixed profiles, aspects and positions are scored, as many times over
+            as each has variants; all, where there are no more.
         shares: Shares of the profile's items that are swapped for a stranger's.
         steps: Steps of each kind of position: items between, items shown, turns.
     """
@@ -42,18 +44,20 @@ class Effort:
     gammas: tuple[float, ...]
     draws: int
     resamples: int
+    sample: int
     shares: tuple[float, ...] = ()
     steps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 EFFORTS: dict[Depth, Effort] = {
-    "quick": Effort(("stranger", "none"), 48, (0.5, 2.0), 10, 200),
+    "quick": Effort(("stranger", "none"), 48, (0.5, 2.0), 10, 200, 16),
     "full": Effort(
         ("stranger", "none", "shuffled"),
         96,
         (0.25, 0.5, 1.0, 2.0),
         20,
         1000,
+        24,
         (0.25, 0.5, 1.0),
         {"distance": (0, 1, 2, 4), "length": (1, 2, 3, 4), "turns": (0, 1, 2, 3)},
     ),

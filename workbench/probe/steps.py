@@ -146,10 +146,10 @@ def _recurrence(work: Work) -> xr.Dataset:
 def _noise(work: Work) -> xr.Dataset:
     return noise.profile_noise(
         work.model,
-        work.discovery,
+        work.sample,
         work.settings.k,
         work.settings.effort.shares,
-        clean=work.scores,
+        clean=work.scores.select(users=list(dict.fromkeys(e.user for e in work.sample))),
         folder=work.folder / RUNS,
         seed=work.settings.seed,
         **work.scoring,
@@ -170,7 +170,7 @@ def _precision(work: Work) -> xr.Dataset:
 def _aspects(work: Work) -> xr.Dataset:
     scores = aspects.aspect_scores(
         work.model,
-        work.discovery,
+        work.sample,
         ablation=work.settings.ablation,
         folder=work.folder / RUNS,
         ray=work.ray,
@@ -183,7 +183,7 @@ def _position(kind: position.Kind) -> Callable[[Work], xr.Dataset]:
     def make(work: Work) -> xr.Dataset:
         return position.position(
             work.model,
-            work.discovery,
+            work.sample,
             kind,
             work.settings.effort.steps[kind],
             work.settings.k,

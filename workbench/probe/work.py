@@ -12,6 +12,7 @@ import xarray as xr
 
 from workbench.analysis import classes, controls
 from workbench.data.examples import Example
+from workbench.data.lamp import sample_users
 from workbench.discovery.cluster import RayOptions
 from workbench.discovery.run import score_heads
 from workbench.heads import HeadSet, top_k
@@ -88,6 +89,12 @@ class Work:
             **self.scoring,
             **options,
         )
+
+    @cached_property
+    def sample(self) -> list[Example]:
+        """Examples of some of the discovery users, drawn from the seed."""
+        users = min(self.settings.effort.sample, len(self.found_on))
+        return sample_users(list(self.discovery), users, self.settings.seed)
 
     @cached_property
     def counterfactuals(self) -> dict[str, HeadScores]:
