@@ -7,8 +7,12 @@ import pytest
 import xarray as xr
 
 from workbench import tables
-from workbench.probe import results
+from workbench.data.sources import load_examples
+from workbench.errors import InputError
+from workbench.probe import examination, results
 from workbench.probe.settings import ProbeSettings
+from workbench.probe.steps import Step
+from workbench.probe.work import Work
 
 
 def test_columns_along_other_dimensions_become_tables_of_their_own():
@@ -67,8 +71,65 @@ def test_settings_that_mean_nothing_are_refused(settings, told):
         ProbeSettings(**settings)
 
 
+def test_variants_are_scored_on_whole_users_drawn_from_the_seed(tmp_path):
+    examples = load_examples("testbed", users=30)
+
+    def drawn(seed, some=examples):
+        settings = ProbeSettings(seed=seed)
+        work = Work(None, some, (), (), None, tmp_path, settings, (), None, False)
+        return work.sample
+
+    sample = drawn(0)
+    users = {example.user for example in sample}
+    assert len(users) == ProbeSettings().effort.sample == 16
+    assert sample == [example for example in examples if example.user in users]
+    assert sample == drawn(0) != drawn(1)
+    few = [example for example in examples if example.user == examples[0].user]
+    assert drawn(0, few) == few
+
+
 def test_full_measures_all_that_quick_does_and_more():
     quick, full = (ProbeSettings(depth=depth).effort for depth in ("quick", "full"))
     assert set(quick.counterfactuals) < set(full.counterfactuals)
     assert "stranger" in quick.counterfactuals  # what the verdict is about
     assert quick.resamples < full.resamples
+
+
+def fake_step(name, made, needs=(), wrong="", depths=("quick", "full")):
+    def make(work):
+        made.append(name)
+        if wrong:
+            raise InputError(wrong)
+        return xr.Dataset({"x": ("task", [1.0])}, coords={"task": ["a"]})
+
+    return Step(name, name, "heads", make, lambda table, work: [name], depths, needs)
+
+
+def test_a_step_that_can_not_be_done_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    made, said = [], []
+    steps = (
+        fake_step("first", made),
+        fake_step("broken", made, wrong="needs two users"),
+        fake_step("after", made, needs=("broken",)),
+        fake_step("long", made, depths=("full",)),
+        fake_step("last", made, needs=("first",)),
+    )
+    monkeypatch.setattr(examination, "STEPS", steps)
+
+    def examine(made_of, depth="quick"):
+        settings = ProbeSettings(depth=depth)
+        work = Work(None, (), (), (), None, tmp_path, settings, (), None, False)
+        return examination._examine(work, made_of, said.append), set(work.tables)
+
+    left_out, found = examine(["model"])
+    assert left_out == {"broken": "needs two users", "after": "needs broken"}
+    assert found == {"first", "last"}
+    assert made == ["first", "broken", "last"]
+    assert "  left out: needs two users" in said
+    # The same again makes only what could not be made; another model makes all of it.
+    made.clear()
+    examine(["model"])
+    assert made == ["broken"]
+    examine(["another model"])
+    assert made == ["broken", "first", "broken", "last"]
+    assert "long" in examine(["model"], "full")[1]

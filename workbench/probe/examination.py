@@ -129,7 +129,8 @@ def _made_of(work: Work, prompts: dict[str, list[Prompt]]) -> list[Any]:
     """All that decides the tables, beside the step; batches only move roundings."""
     settings = {**asdict(work.settings), "batch_tokens": None}
     data = {name: _digest(built) for name, built in prompts.items()}
-    return [describe(work.model), work.scores.manifest["settings"], data, settings]
+    made_of = work.scores.manifest["settings"]
+    return [describe(work.model), made_of, data, settings, asdict(work.settings.effort)]
 
 
 def _examine(work: Work, made_of: list[Any], say: Callable[[str], None]) -> dict[str, str]:
