@@ -14,8 +14,9 @@ export TOKENIZERS_PARALLELISM = false
 demo: install ## score, analyse, sweep and steer the built-in testbed
 	$(BIN)/workbench probe testbed --max-new-tokens 12 --out runs/demo
 
+# Two workers, a file of tests each: the tests use one thread.
 test: install lint ## every check and test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
@@ -31,11 +32,20 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-# The committed figures are the demo's; HTML stays out, it needs plotly.js beside it.
-figures: demo ## the testbed's figures, from a run of the demo
-	cp runs/demo/figures/*.png runs/demo/figures/*.svg runs/demo/figures/*.csv figures/
+# HTML stays out, it needs plotly.js beside it.
+FIGURES = for kind in png svg csv; do cp $(1)/*.$$kind figures/; done
+RESULTS = data/testbed/results
 
-readme: install ## the README's tables, from data/testbed/results and data/bench
+figures: install ## the testbed's figures and findings: the whole examination, planted heads, transfer
+	$(BIN)/workbench probe testbed --full --max-new-tokens 12 --out runs/testbed --json > $(RESULTS)/examination.json
+	$(call FIGURES,runs/testbed/figures)
+	$(BIN)/workbench testbed planted --out runs/planted --json > $(RESULTS)/planted.json
+	$(call FIGURES,runs/planted/figures)
+	$(BIN)/workbench score testbed-small --out runs/testbed-small --json > /dev/null
+	$(BIN)/workbench figures runs/testbed runs/testbed-small --out runs/transfer --json > $(RESULTS)/transfer-small.json
+	$(call FIGURES,runs/transfer)
+
+readme: install ## the README's tables and findings, from data/testbed/results and data/bench
 	$(BIN)/workbench testbed table
 	$(BIN)/workbench bench --from data/bench/cpu-2-cores.json --readme README.md
 

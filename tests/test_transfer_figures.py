@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from workbench import figures
 from workbench.analysis.recovery import METHODS, recovery
 from workbench.analysis.transfer import transfer
-from workbench.figures import recovery as recovery_figures
-from workbench.figures import transfer as figures
 from workbench.figures.export import save
 from workbench.heads import HeadSet
 from workbench.scores import HeadScores
@@ -70,7 +69,7 @@ def lent(names, attrs=None, seed=0):
 
 
 def test_a_level_of_noise_is_a_column_with_precision_above_recall(found):
-    figure = recovery_figures.recovery(found)
+    figure = figures.recovery(found)
     titles = [a.text for a in figure.layout.annotations]
     assert titles == [
         f"<b>noise {noise}</b>, {value}"
@@ -86,7 +85,7 @@ def test_a_level_of_noise_is_a_column_with_precision_above_recall(found):
 
 
 def test_a_marker_is_filled_where_every_draw_is_exact_and_absent_where_nothing_is_found(found):
-    traces = recovery_figures.recovery(found).data
+    traces = figures.recovery(found).data
     specific = {t.xaxis: t for t in traces if t.legendgroup == "specific"}
     # Eight examples are four users, of whom no test is significant.
     assert found["exact"].sel({"method": "specific", "noise": 0}).values.tolist() == [0, 1]
@@ -99,7 +98,7 @@ def test_a_marker_is_filled_where_every_draw_is_exact_and_absent_where_nothing_i
 @pytest.mark.parametrize("levels", [1, 6])
 def test_recovery_reads_for_one_level_of_noise_and_for_six(found, levels):
     table = xr.concat([found.isel(noise=[0])] * levels, "noise")
-    figure = recovery_figures.recovery(table.assign_coords(noise=np.arange(levels) / 10))
+    figure = figures.recovery(table.assign_coords(noise=np.arange(levels) / 10))
     assert 720 <= figure.layout.width <= 1300
     # 150 pixels a panel at least, for five counts.
     axis = figure.layout.xaxis.domain
@@ -178,7 +177,7 @@ def test_lending_reads_for_two_users_and_for_fifty(users):
 
 def test_the_figures_are_drawn(found, tmp_path, browser):
     drawn = {
-        "recovery": recovery_figures.recovery(found),
+        "recovery": figures.recovery(found),
         "transfer": figures.transfer(two_models()),
         "lend": figures.lend(lent(["a", "b"])),
     }
