@@ -8,6 +8,7 @@ from workbench import figures
 from workbench.analysis.recovery import METHODS, recovery
 from workbench.analysis.transfer import transfer
 from workbench.figures.export import save
+from workbench.figures.transfer import MEASURES
 from workbench.heads import HeadSet
 from workbench.scores import HeadScores
 
@@ -116,8 +117,8 @@ def test_both_models_masses_and_all_measures_are_drawn_for_each_task():
     one, two, chance, value = figure.data[4:]
     np.testing.assert_allclose(one.y, table["mass"].sel(group="y", model="one"))
     np.testing.assert_allclose(two.y, table["mass"].sel(group="y", model="two"))
-    assert list(value.x) == [float(table[m[0]].sel(group="y")) for m in figures.MEASURES]
-    assert list(chance.x) == [float(table[m[1]].sel(group="y")) for m in figures.MEASURES]
+    assert list(value.x) == [float(table[m[0]].sel(group="y")) for m in MEASURES]
+    assert list(chance.x) == [float(table[m[1]].sel(group="y")) for m in MEASURES]
     assert [bool(t.showlegend) for t in figure.data] == [True] * 4 + [False] * 4
 
 
@@ -126,7 +127,7 @@ def test_a_measure_is_filled_where_its_p_is_small_and_named_where_there_is_none(
     table["matched_p"][:] = 0.01
     table["overlap_p"][:] = 0.6
     value = figures.transfer(table).data[3]
-    filled = dict(zip([m[0] for m in figures.MEASURES], value.marker.color, strict=True))
+    filled = dict(zip([m[0] for m in MEASURES], value.marker.color, strict=True))
     assert filled["matched"] != "white"
     assert filled["overlap"] == "white"
     words = figures.transfer(table).layout.yaxis2.ticktext
