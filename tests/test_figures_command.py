@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.cli.commands import app
+from workbench.cli.pictures import _file_names
 from workbench.data.official import read_official
 
 
@@ -44,7 +45,7 @@ def test_scores_alone_give_their_heads_and_how_firm_they_are(runs):
     found = figures(runs / "base", "-k", 4)
     assert {"figure-3-user-heatmaps.html", "recurrence.html", "recurrence.csv"} <= names(found)
     assert "figure-7-examples.html" in names(found)
-    assert any("of the top 4 heads" in line for line in found["lines"])
+    assert any("of the top 4 heads" in line for one in found["lines"].values() for line in one)
     assert "no Chrome or Chromium was found" in found["note"]
 
 
@@ -52,7 +53,7 @@ def test_two_runs_are_compared(runs):
     found = figures(runs / "base", runs / "small", "-k", 4)
     assert "transfer-small.html" in names(found)
     assert (runs / "base/compared/transfer-small.html").is_file()
-    assert any("small" in line for line in found["lines"])
+    assert any("small" in line for line in found["compared"])
 
 
 def test_files_in_the_authors_format_are_written_and_drawn(runs, tmp_path):
@@ -88,3 +89,8 @@ def test_what_can_not_be_drawn_is_refused(arguments, told, tmp_path, monkeypatch
 def test_the_papers_format_is_of_a_probe_only(runs):
     with pytest.raises(wb.InputError, match="the probe isn't finished"):
         figures(runs / "base", "--paper")
+
+
+def test_names_become_file_names_no_two_alike():
+    names = ["my run", "my-run", "my run", "a/b", "plain"]
+    assert _file_names(names) == ["my-run", "my-run-2", "my-run-3", "a-b", "plain"]

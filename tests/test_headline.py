@@ -12,16 +12,20 @@ NAN = float("nan")
 
 
 def specificity(specific, firm, fraction=(0.5, 0.3, 0.7), kinds=("stranger",)):
-    """Two heads of one task, behind one other profile."""
+    """Heads of one task, behind other profiles, a row each."""
     cells = ("counterfactual", "group", "layer", "head")
     value, low, high = fraction
     ends = {"": value, "_low": low, "_high": high}
     pair = ("counterfactual", "group")
+    shape = (len(kinds), 1, 1, -1)
     return xr.Dataset(
         {
-            "specific": (cells, np.array(specific, float).reshape(1, 1, 1, -1)),
-            "is_specific": (cells, np.array(firm).reshape(1, 1, 1, -1)),
-            **{f"specific_fraction{end}": (pair, [[number]]) for end, number in ends.items()},
+            "specific": (cells, np.array(specific, float).reshape(shape)),
+            "is_specific": (cells, np.array(firm).reshape(shape)),
+            **{
+                f"specific_fraction{end}": (pair, [[number]] * len(kinds))
+                for end, number in ends.items()
+            },
         },
         coords={"counterfactual": list(kinds), "group": ["t"]},
     )
@@ -31,13 +35,10 @@ def recurrence(firm):
     return xr.Dataset({"firm": ("group", [firm])}, coords={"group": ["t"]})
 
 
-def classes(low, high):
-    row = {
-        "user_loss": 0.9,
-        "neutral_loss": 0.2,
-        "neutral_loss_low": low,
-        "neutral_loss_high": high,
-    }
+def classes(user, nobody):
+    row = {}
+    for name, ends in (("user_loss", user), ("neutral_loss", nobody)):
+        row |= {name: sum(ends) / 2, f"{name}_low": ends[0], f"{name}_high": ends[1]}
     return xr.Dataset(
         {name: (("task", "cls"), [[value]]) for name, value in row.items()},
         coords={"task": ["t"], "cls": ["preference"]},
@@ -68,7 +69,7 @@ def test_heads_are_counted_by_their_sign_and_missing_ones_not_at_all():
         {"specificity": specificity([1, 2, -1, NAN], [True, True, True, False])}, 8
     )
     assert first.startswith("2 of 3 scores of heads are about the user")
-    assert first.endswith("; 1 rises.")
+    assert first.endswith("; 1 is lower.")
     assert line.startswith("t: 2 of 3 heads are specific to the user (1 the other way).")
     assert "50% (30% to 70%)" in line
 
@@ -84,16 +85,37 @@ def test_a_share_without_an_interval_is_not_told():
     assert "PCS" not in lines[1]
 
 
+def test_a_share_whose_interval_holds_0_is_no_finding():
+    (_, line) = headline({"specificity": specificity([1], [True], (0.32, -0.08, 0.76))}, 8)
+    assert "is not shown: 32% (-8% to 76%)" in line
+
+
+def test_a_head_about_the_user_matters_more_than_behind_a_stranger_and_behind_none():
+    # The first head does so against both, the second against a stranger only.
+    found = specificity(
+        [[1, 1, -1], [1, 1, -1]],
+        [[True, True, True], [True, False, True]],
+        kinds=("stranger", "none"),
+    )
+    first, line = headline({"specificity": found}, 8)
+    assert first.startswith("1 of 3 scores")
+    assert "than behind a stranger's and none" in first
+    assert line.startswith("t: 1 of 3 heads are specific to the user (1 the other way).")
+
+
+UP, DOWN, BOTH = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3)
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "told"),
+    ("user", "nobody", "told"),
     [
-        (0.1, 0.3, "it costs text"),
-        (-0.3, -0.1, "it helps text"),
-        (-0.1, 0.3, "is not shown to touch"),
+        (UP, DOWN, "text rises (+0.200 nats per token, +0.100 to +0.300), on text of nobody falls"),
+        (BOTH, UP, "text is not shown to change (+0.100"),
+        (UP, BOTH, "on text of nobody is not shown to change"),
     ],
 )
-def test_other_text_is_named_by_its_interval(low, high, told):
-    tables = {"specificity": specificity([1], [True]), "classes": classes(low, high)}
+def test_what_text_loses_is_named_by_its_interval(user, nobody, told):
+    tables = {"specificity": specificity([1], [True]), "classes": classes(user, nobody)}
     assert told in headline(tables, 8)[1]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,10 +11,11 @@ import xarray as xr
 from workbench import tables
 from workbench.data.sources import load_examples
 from workbench.errors import InputError
+from workbench.models import load_model
 from workbench.probe import examination, results
 from workbench.probe.settings import ProbeSettings
 from workbench.probe.steps import Step
-from workbench.probe.work import Work
+from workbench.probe.work import Work, whole
 
 
 def test_columns_along_other_dimensions_become_tables_of_their_own():
@@ -133,3 +136,34 @@ def test_a_step_that_can_not_be_done_is_named_and_the_others_go_on(tmp_path, mon
     examine(["another model"])
     assert made == ["broken", "first", "broken", "last"]
     assert "long" in examine(["model"], "full")[1]
+
+
+def test_other_settings_score_in_another_folder_and_the_same_in_the_same(tmp_path):
+    model = load_model("testbed-small", device="cpu")
+    examples = load_examples("testbed", users=2)[:4]
+    settings = ProbeSettings()
+
+    def run(some):
+        work = Work(model, some, (), (), None, tmp_path, settings, (), None, False)
+        return work.scored("neutral", some)
+
+    assert run(examples).data.sizes["example"] == 4
+    assert run(examples[:2]).data.sizes["example"] == 2
+    run(examples)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_digest_of_examples_sees_what_no_prompt_shows():
+    (example,) = load_examples("testbed", users=1)[:1]
+    other = replace(example, profile=(*example.profile[:-1], {"description": "x", "tag": "y"}))
+    assert whole([example]) == whole([replace(example)])
+    assert whole([example]) != whole([other])
+    assert whole([example]) != whole([replace(example, style={"opener": "hey"})])
+
+
+def test_a_task_without_heads_is_refused_before_work_begins(testbed_model, tmp_path):
+    examples = load_examples("testbed", users=2)
+    tags = [e for e in examples if e.task == "testbed-tag"]
+    with pytest.raises(InputError, match="no discovery user has examples of testbed-headline"):
+        examination.probe(testbed_model, tags, examples, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

@@ -94,6 +94,7 @@ def test_the_readmes_evaluation_is_that_of_the_stored_results(root):
 def test_findings_stand_under_their_titles(tmp_path):
     for name in readme.EXAMINED:
         key = "headline" if name.startswith("examination") else "lines"
+        key = "compared" if name.startswith("transfer") else key
         (tmp_path / name).write_text(json.dumps({key: [f"found in {name}"]}))
     text = "a\n<!-- examination: begin -->\nold\n<!-- examination: end -->\nb\n"
     new = readme.with_examination(text, tmp_path)

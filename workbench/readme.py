@@ -14,6 +14,7 @@ from workbench.errors import InputError
 # What stands between two markers.
 TESTBED, BENCH, EVALUATION = "testbed tables", "bench tables", "evaluation tables"
 EXAMINATION = "examination"
+TOLD = ("headline", "compared", "lines")  # where a command's JSON holds its findings
 # What `--json` of a command printed, and under which title its findings stand.
 EXAMINED = {
     "examination.json": "The testbed, `workbench probe testbed --full`",
@@ -77,7 +78,11 @@ def with_examination(text: str, results: Path) -> str:
     body = []
     for name, title in EXAMINED.items():
         found = runs.read_json(results / name)
-        lines = found.get("headline", found.get("lines")) if isinstance(found, dict) else None
+        lines = (
+            next((found[key] for key in TOLD if found.get(key)), None)
+            if isinstance(found, dict)
+            else None
+        )
         if not lines:
             raise InputError(f"{results / name}: holds no findings; make it with --json")
         body.append("\n".join([f"**{title}**", "", *(f"- {line}" for line in lines)]))

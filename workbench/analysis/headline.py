@@ -13,6 +13,9 @@ import numpy as np
 import xarray as xr
 
 STRANGER = "stranger"
+# A head that is about the user matters more behind the own profile than behind both.
+AGAINST = (STRANGER, "none")
+BEHIND = {STRANGER: "a stranger's", "none": "none"}
 
 
 def headline(tables: Mapping[str, xr.Dataset], k: int) -> list[str]:
@@ -24,12 +27,13 @@ def headline(tables: Mapping[str, xr.Dataset], k: int) -> list[str]:
 
     Returns:
         A line about all tasks together, then one a task. An effect is named only where its interval
-        leaves 0 out.
+        leaves 0 out; each task is judged by itself.
     """
     found = tables.get("specificity")
     if found is None or STRANGER not in found["counterfactual"].values:
         return ["No verdict: the users' profiles were not held against a stranger's."]
-    found = found.sel(counterfactual=STRANGER)
+    kinds = [kind for kind in AGAINST if kind in found["counterfactual"].values]
+    found = found.sel(counterfactual=kinds)
     lines = [_all(found)]
     for task in found["group"].values.tolist():
         parts = [_specific(found.sel(group=task), k)]
@@ -44,41 +48,46 @@ def headline(tables: Mapping[str, xr.Dataset], k: int) -> list[str]:
 
 
 def _signs(found: xr.Dataset) -> tuple[int, int, int]:
-    """Heads that help this user more than another, that help less, and all heads; over groups."""
+    """Heads that matter more behind the own profile than behind every other; less; all heads."""
     firm, gain = found["is_specific"].values.astype(bool), found["specific"].values
-    signs = (firm & (gain > 0)).sum(), (firm & (gain < 0)).sum()
-    return int(signs[0]), int(signs[1]), int((~np.isnan(gain)).sum())
+    judged = ~np.isnan(gain).any(axis=0)
+    more, less = (firm & (gain > 0)).all(axis=0), (firm & (gain < 0)).all(axis=0)
+    return int(more.sum()), int(less.sum()), int(judged.sum())
+
+
+def _behind(found: xr.Dataset) -> str:
+    return " and ".join(BEHIND[kind] for kind in found["counterfactual"].values.tolist())
 
 
 def _all(found: xr.Dataset) -> str:
     more, less, heads = _signs(found)
     tasks = found.sizes["group"]
     where = "" if tasks == 1 else f" in {tasks} tasks"
+    tested = "95 %, all heads of a task tested together"
     if not more:
         return (
-            f"No head is shown to be about the user: of {heads} scores of heads{where} none falls "
-            "behind a stranger's profile (95 %, corrected for all heads of a task)."
+            f"No head is shown to be about the user: of {heads} scores of heads{where} none is "
+            f"higher behind the user's own profile than behind {_behind(found)} ({tested})."
         )
     text = (
-        f"{more} of {heads} scores of heads{where} are about the user: they fall behind a "
-        "stranger's profile (95 %, corrected for all heads of a task)"
+        f"{more} of {heads} scores of heads{where} are about the user: higher behind the own "
+        f"profile than behind {_behind(found)} ({tested})"
     )
-    if not less:
-        return f"{text}."
-    return f"{text}; {less} {'rises' if less == 1 else 'rise'}."
+    return f"{text}; {less} {'is' if less == 1 else 'are'} lower." if less else f"{text}."
 
 
 def _specific(row: xr.Dataset, k: int) -> str:
     more, less, heads = _signs(row)
     text = f"{more} of {heads} heads are specific to the user"
     text += f" ({less} the other way)." if less else "."
+    row = row.sel(counterfactual=STRANGER)
     share, low, high = (float(row[f"specific_fraction{end}"]) for end in ("", "_low", "_high"))
-    if not math.isnan(low):
-        text += (
-            f" What goes with the user's own profile, and not with a stranger's, is {share:.0%} "
-            f"({low:.0%} to {high:.0%}) of the top {k} heads' PCS."
-        )
-    return text
+    if math.isnan(low):
+        return text
+    span = f"{share:.0%} ({low:.0%} to {high:.0%}) of the top {k} heads' PCS"
+    if low > 0:
+        return f"{text} What goes with the own profile, and not with a stranger's, is {span}."
+    return f"{text} That the PCS of the top heads goes with the own profile is not shown: {span}."
 
 
 def _sure(row: xr.Dataset, k: int) -> str:
@@ -89,15 +98,20 @@ def _sure(row: xr.Dataset, k: int) -> str:
 
 def _elsewhere(row: xr.Dataset) -> str:
     row = row.sel(cls="preference")
-    mean, low, high = (float(row[f"neutral_loss{end}"]) for end in ("", "_low", "_high"))
-    own = float(row["user_loss"])
+    users, nobody = (_loss(row, name) for name in ("user_loss", "neutral_loss"))
+    if not users or not nobody:
+        return ""
+    return (
+        f"Without the top heads the loss on other users' text {users}, on text of nobody {nobody}."
+    )
+
+
+def _loss(row: xr.Dataset, name: str) -> str:
+    mean, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
     if math.isnan(low):
         return ""
-    effect = "costs" if low > 0 else "helps" if high < 0 else "is not shown to touch"
-    return (
-        f"Without the top heads the loss on other users' text rises by {own:+.3f} nats per token, "
-        f"and it {effect} text that has no user ({mean:+.3f}, {low:+.3f} to {high:+.3f})."
-    )
+    effect = "rises" if low > 0 else "falls" if high < 0 else "is not shown to change"
+    return f"{effect} ({mean:+.3f} nats per token, {low:+.3f} to {high:+.3f})"
 
 
 def _steering(row: xr.Dataset) -> str:

@@ -44,19 +44,22 @@ def figures(
     if not folders and official is None:
         raise InputError("name a run folder, or --official FOLDER with the authors' score files")
     done = [pictures.of_run(folder, k, paper) for folder in folders]
+    compared: tuple[str, ...] = ()
     if len(folders) > 1:
         done.append(pictures.of_two(folders, k, out or folders[0] / "compared"))
+        compared = done[-1].lines
     if export_official is not None:
         done += [pictures.as_official(folder, export_official, k) for folder in folders]
     if official is not None:
         done.append(pictures.of_official(official, out or Path("runs/official")))
     if as_json:
-        written = sorted({str(path) for one in done for path in one.paths})
-        notes = [note for one in done for note in one.notes]
-        lines = [line for one in done for line in one.lines]
-        typer.echo(
-            json.dumps({"written": written, "lines": lines, "note": " ".join(notes)}, indent=1)
-        )
+        found = {
+            "written": sorted({str(path) for one in done for path in one.paths}),
+            "lines": {str(one.folder): list(one.lines) for one in done if one.lines},
+            "compared": list(compared),
+            "note": " ".join(note for one in done for note in one.notes),
+        }
+        typer.echo(json.dumps(found, indent=1))
         return
     for one in done:
         for line in one.lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,12 +105,13 @@ def of_two(folders: list[Path], k: int, place: Path) -> Drawn:
         InputError: A folder is no run, or the runs can't be compared.
     """
     first, *others = [HeadScores.load(folder) for folder in folders]
+    names = _file_names([folder.name for folder in folders])
     drawn: dict[str, go.Figure] = {}
     behind: dict[str, pd.DataFrame] = {}
     lines: list[str] = []
-    for other, folder in zip(others, folders[1:], strict=True):
-        table = transfer(first, other, k, names=(folders[0].name, folder.name))
-        name = f"transfer-{folder.name}"
+    for other, named in zip(others, names[1:], strict=True):
+        table = transfer(first, other, k, names=(names[0], named))
+        name = f"transfer-{named}"
         drawn[name] = figures.transfer(table)
         behind |= _flat(name, table)
         lines += transfer_lines(table)
@@ -137,15 +139,25 @@ def of_official(source: Path, place: Path) -> Drawn:
     drawn: dict[str, go.Figure] = {}
     behind: dict[str, pd.DataFrame] = {}
     lines: list[str] = []
-    for task in official.tasks:
+    for task, name in zip(official.tasks, _file_names(list(official.tasks)), strict=True):
         table = official_overlap(official, task)
-        drawn[f"figure-7-{task}"] = figures.example_counts(table)
-        drawn[f"resolution-{task}"] = figures.resolution(table)
-        behind |= _flat(f"figure-7-{task}", table)
-        behind |= _flat(f"resolution-{task}", table.drop_dims("other"))
+        drawn[f"figure-7-{name}"] = figures.example_counts(table)
+        drawn[f"resolution-{name}"] = figures.resolution(table)
+        behind |= _flat(f"figure-7-{name}", table)
+        behind |= _flat(f"resolution-{name}", table.drop_dims("other"))
         lines += official_lines(table)
     saved = figures.save(drawn, place, behind)
     return Drawn(place, saved.paths, tuple(lines), tuple(filter(None, [saved.note])))
+
+
+def _file_names(names: list[str]) -> list[str]:
+    """Names of folders or tasks as parts of file names, no two alike."""
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w.-]+", "-", name) or "run"
+        same = sum(re.sub(r"-\d+$", "", one) == plain for one in found)
+        found.append(f"{plain}-{same + 1}" if same else plain)
+    return found
 
 
 def _flat(name: str, table: xr.Dataset) -> dict[str, pd.DataFrame]:

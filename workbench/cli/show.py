@@ -39,7 +39,12 @@ def step(line: str) -> None:
 
 def write_pictures(result: Probe, folder: Path) -> str:
     """Write figures and report; returns a note where a browser was wanted and not found."""
-    saved = save(report.probe_figures(result), folder / "figures", report.figure_tables(result))
+    drawn, behind = report.probe_figures(result), report.figure_tables(result)
+    saved = save(drawn, folder / "figures", behind)
+    # Pictures of an earlier, deeper probe in this folder would pass for this one's.
+    for old in set((folder / "figures").iterdir()) - set(saved.paths):
+        if old.suffix in (".html", ".png", ".svg", ".csv"):
+            old.unlink()
     report.write_report(result, folder)
     return saved.note
 

@@ -25,7 +25,7 @@ from workbench.probe import results
 from workbench.probe.results import Probe
 from workbench.probe.settings import ProbeSettings
 from workbench.probe.steps import STEPS
-from workbench.probe.work import Work
+from workbench.probe.work import Work, whole
 from workbench.scores import HeadScores
 from workbench.steering.contrast import DPS
 from workbench.steering.decode import generate
@@ -73,6 +73,12 @@ def probe(
     settings = settings or ProbeSettings()
     folder = Path(folder)
     counts = settings.head_counts(sum(heads_per_layer(model)))
+    lacking = {e.task for e in evaluation} - {e.task for e in discovery}
+    if lacking:
+        raise InputError(
+            f"no discovery user has examples of {', '.join(sorted(lacking))}, on which heads are "
+            "to be measured; take more users, or one task at a time"
+        )
     neutral = neutral_examples(settings.neutral, settings.effort.neutral, settings.seed)
     prompts = {
         name: build_prompts(
@@ -102,13 +108,13 @@ def probe(
         made_of = _made_of(work, prompts)
         left_out = _examine(work, made_of, say)
         say("Writing texts plain and steered")
-        result = Probe(
-            scores,
-            work.tables,
-            _samples(model, evaluation, scores, settings),
-            _attention(work, prompts["evaluation"]),
-            {},
-        )
+        samples, attention = [], []
+        try:
+            samples = _samples(model, evaluation, scores, settings)
+            attention = _attention(work, prompts["evaluation"])
+        except InputError as error:
+            left_out["texts" if not samples else "attention"] = str(error)
+        result = Probe(scores, work.tables, samples, attention, {})
         summary = _summary(result, work, left_out)
         summary["truncation"] = {
             "discovery": scores.manifest["truncation"],
@@ -129,6 +135,8 @@ def _made_of(work: Work, prompts: dict[str, list[Prompt]]) -> list[Any]:
     """All that decides the tables, beside the step; batches only move roundings."""
     settings = {**asdict(work.settings), "batch_tokens": None}
     data = {name: _digest(built) for name, built in prompts.items()}
+    for name, examples in (("discovery", work.discovery), ("evaluation", work.evaluation)):
+        data[f"{name}, whole"] = whole(examples)
     made_of = work.scores.manifest["settings"]
     return [describe(work.model), made_of, data, settings, asdict(work.settings.effort)]
 
@@ -161,6 +169,12 @@ def _summary(found: Probe, work: Work, left_out: dict[str, str]) -> dict[str, An
             findings.setdefault(step.section, []).extend(step.lines(found.tables[step.name], work))
     noise = verdict.noise_lines(found.scores.mean("task", seed=work.settings.seed))
     findings.setdefault("heads", []).extend(noise)
+    if work.settings.ablation == "mean":
+        findings.setdefault("controls", []).insert(
+            0,
+            "Heads are scored by mean ablation here; classes, lending and steering remove them "
+            "whole (zero ablation).",
+        )
     findings["origin"] = verdict.engine_lines(found.scores.manifest)
     return {
         "format": results.FORMAT,

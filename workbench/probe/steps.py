@@ -29,7 +29,7 @@ from workbench.discovery.copying import copy_scores
 from workbench.discovery.induction import induction_line, induction_scores
 from workbench.discovery.screening import Screen
 from workbench.probe.settings import Depth
-from workbench.probe.work import RUNS, Work
+from workbench.probe.work import Work, whole
 
 FULL: tuple[Depth, ...] = ("full",)
 BOTH: tuple[Depth, ...] = ("quick", "full")
@@ -150,7 +150,7 @@ def _noise(work: Work) -> xr.Dataset:
         work.settings.k,
         work.settings.effort.shares,
         clean=work.scores.select(users=list(dict.fromkeys(e.user for e in work.sample))),
-        folder=work.folder / RUNS,
+        folder=work.place("noise", whole(work.sample), work.settings.seed),
         seed=work.settings.seed,
         **work.scoring,
     )
@@ -172,7 +172,7 @@ def _aspects(work: Work) -> xr.Dataset:
         work.model,
         work.sample,
         ablation=work.settings.ablation,
-        folder=work.folder / RUNS,
+        folder=work.place("aspects", whole(work.sample)),
         ray=work.ray,
         **work.scoring,
     )
@@ -188,7 +188,7 @@ def _position(kind: position.Kind) -> Callable[[Work], xr.Dataset]:
             work.settings.effort.steps[kind],
             work.settings.k,
             ablation=work.settings.ablation,
-            folder=work.folder / RUNS,
+            folder=work.place(kind, whole(work.sample), work.settings.seed),
             seed=work.settings.seed,
             **work.scoring,
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from workbench import runs
 from workbench.analysis import classes, controls
 from workbench.data.examples import Example
 from workbench.data.lamp import sample_users
@@ -78,13 +79,24 @@ class Work:
             "progress": self.progress,
         }
 
+    def place(self, name: str, *decides: Any) -> Path:
+        """A folder for other scores: another one for other settings, so that none is refused.
+
+        Args:
+            name: What is scored.
+            decides: All that changes it, beside what the run folder itself is refused for.
+        """
+        return self.folder / RUNS / f"{name}-{runs.digest(list(decides))[:8]}"
+
     def scored(self, name: str, examples: Sequence[Example], **options: Any) -> HeadScores:
         """Scores of other examples, or by another method, in a run folder of their own."""
+        screen = options.get("screen")
+        decides = (whole(examples), screen and asdict(screen))
         return score_heads(
             self.model,
             examples,
             self.settings.ablation,
-            folder=self.folder / RUNS / name,
+            folder=self.place(name, *decides),
             ray=self.ray,
             **self.scoring,
             **options,
@@ -104,7 +116,7 @@ class Work:
             self.discovery,
             self.settings.effort.counterfactuals,
             self.settings.ablation,
-            folder=self.folder / RUNS,
+            folder=self.place("counterfactual", whole(self.discovery), self.settings.seed),
             ray=self.ray,
             seed=self.settings.seed,
             **self.scoring,
@@ -144,6 +156,11 @@ class Work:
         users = len({example.user for example in self.discovery})
         usual = PAPER_CLUSTER if users >= 4 * PAPER_CLUSTER else max(FEWEST, users // 4)
         return self.settings.cluster_users or usual
+
+
+def whole(examples: Sequence[Example]) -> str:
+    """A digest of examples with all that any step reads of them, shown in a prompt or not."""
+    return runs.digest([asdict(example) for example in examples])
 
 
 def _most(scores: xr.DataArray, k: int) -> HeadSet:

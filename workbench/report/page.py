@@ -82,6 +82,7 @@ def _sections(result: Probe) -> list[dict[str, Any]]:
             if any(name == own or name.startswith(f"{own}-") for own in names)
         }
         mine |= {name: frame for name, (section, frame) in steps.items() if section == key}
+        mine |= _others(result).get(key, {})
         found.append(
             {
                 "key": key,
@@ -97,6 +98,22 @@ def _sections(result: Probe) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _others(result: Probe) -> dict[str, dict[str, pd.DataFrame]]:
+    """What the page shows and no step made, by section."""
+    import pandas as pd
+
+    cut = pd.DataFrame(result.summary["truncation"]).T.rename_axis("examples").reset_index()
+    settings = {**result.scores.manifest["settings"], **result.summary["settings"]}
+    rows = [(name, str(value)) for name, value in settings.items()]
+    return {
+        "texts": {"texts": pd.DataFrame(list(result.samples))},
+        "origin": {
+            "truncation": cut,
+            "settings": pd.DataFrame(rows, columns=["setting", "value"]),
+        },
+    }
 
 
 def _table(name: str, frame: pd.DataFrame) -> dict[str, Any]:

@@ -82,8 +82,11 @@ def write_paper(result: Probe, folder: Path) -> Written:
     }
     runs.write_text(place / "figures.tex", _latex(captions, widths))
     runs.write_text(place / "figures.html", _page(captions, widths, result))
-    written = sorted(path for path in place.iterdir() if path.is_file())
     missing = tuple(plate.number for plate in PLATES if plate not in plates)
+    for number in missing:  # of an earlier, deeper probe
+        for old in place.glob(f"figure-{number}.*"):
+            old.unlink()
+    written = sorted(path for path in place.iterdir() if path.is_file())
     return Written(tuple(written), missing, note)
 
 
@@ -202,7 +205,6 @@ def _sweep(result: Probe) -> str:
 
 def _examples(result: Probe) -> str:
     table = result.tables["examples"]
-    last = table["count"].values.tolist()[-2]
     tasks = []
     for name in table["group"].values.tolist():
         part = table.sel(group=name)
@@ -213,7 +215,8 @@ def _examples(result: Probe) -> str:
     return (
         f"Overlap and rank correlation of the top-{table.attrs['k']} heads found from fewer "
         f"examples with one another and with those from all, means over {table.attrs['draws']} "
-        f"draws. With the set from all examples, {'; '.join(tasks)}; by chance "
+        f"draws. With the set from all examples, "
+        f"{'; '.join(tasks) or 'none, as there are too few'}; by chance "
         f"{table.attrs['chance']:.3f}."
     )
 

@@ -150,7 +150,8 @@ def head_weights(
         raise InputError(f"user {unknown[0]} has scores and is in no cluster")
     pcs = scores.data["pcs"].values.astype(np.float64)
     member = np.array([labels[user] for user in users])
-    keep = max(1, int(share * sum(scores.heads_per_layer)))
+    # K / n times n may come out a little below K.
+    keep = max(1, int(share * sum(scores.heads_per_layer) + 1e-9))
     weights = []
     for cluster in range(max(labels.values()) + 1):
         rows = pcs[member == cluster]
