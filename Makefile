@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 # Two processes' worth of OpenMP threads on two cores slow each other down several times over.
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint install figures readme clean
+.PHONY: demo test lint install figures evidence readme clean
 
 demo: install ## score, analyse, sweep and steer the built-in testbed
 	$(BIN)/workbench probe testbed --max-new-tokens 12 --out runs/demo
@@ -37,6 +37,7 @@ FIGURES = for kind in png svg csv; do cp $(1)/*.$$kind figures/; done
 RESULTS = data/testbed/results
 
 figures: install ## the testbed's figures and findings: the whole examination, planted heads, transfer
+	rm -f figures/*
 	$(BIN)/workbench probe testbed --full --max-new-tokens 12 --out runs/testbed --json > $(RESULTS)/examination.json
 	$(call FIGURES,runs/testbed/figures)
 	$(BIN)/workbench testbed planted --out runs/planted --json > $(RESULTS)/planted.json
@@ -44,6 +45,13 @@ figures: install ## the testbed's figures and findings: the whole examination, p
 	$(BIN)/workbench score testbed-small --out runs/testbed-small --json > /dev/null
 	$(BIN)/workbench figures runs/testbed runs/testbed-small --out runs/transfer --json > $(RESULTS)/transfer-small.json
 	$(call FIGURES,runs/transfer)
+
+# What the README says beside the figures; trains a checkpoint of another seed on the way.
+evidence: figures ## the smaller testbed's examination, and the testbed against another seed
+	$(BIN)/workbench probe testbed-small --full --max-new-tokens 12 --out runs/examined-small --json > $(RESULTS)/examination-small.json
+	$(BIN)/workbench testbed train --seed 1 --out runs/checkpoint-seed-1
+	$(BIN)/workbench score runs/checkpoint-seed-1 --out runs/testbed-seed-1 --json > /dev/null
+	$(BIN)/workbench figures runs/testbed runs/testbed-seed-1 --out runs/transfer-seed --json > $(RESULTS)/transfer-seed.json
 
 readme: install ## the README's tables and findings, from data/testbed/results and data/bench
 	$(BIN)/workbench testbed table

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from workbench import tables
 from workbench.analysis import depth, lending
 from workbench.analysis.lending import lend
-from workbench.analysis.transfer import lines, transfer
+from workbench.analysis.transfer import exchangeable, lines, shuffled, transfer
 from workbench.data.prompts import build_prompts
 from workbench.data.sources import load_examples
 from workbench.errors import InputError
@@ -146,15 +146,94 @@ def test_difficulty_alone_makes_any_two_heads_go_together_and_no_pair_stands_out
     assert row["any_pair"] > 0.6
 
 
-def test_users_are_permuted_whole():
-    from workbench.analysis.transfer import _shuffled
+def held(counts):
+    """Users of so many examples each, in a mixed order of rows."""
+    names = [f"u{i}" for i, count in enumerate(counts) for _ in range(count)]
+    return np.random.default_rng(0).permutation(names)
 
-    users = np.array(["a", "b", "a", "b", "c", "c"])
-    for seed in range(20):
-        order = _shuffled(users, np.random.default_rng(seed))
-        assert sorted(order.tolist()) == list(range(6))
-        for name in "abc":
-            assert len(set(users[order[users == name]].tolist())) == 1
+
+@pytest.mark.parametrize(
+    ("counts", "blocks"),
+    [
+        ([2, 2, 2], [(3, 2)]),
+        ([5, 4, 4, 4, 3, 3, 3, 3], [(4, 4), (4, 3)]),
+        ([8, 8, 7, 7, 6, 2, 2], [(4, 7), (3, 2)]),
+        ([6, 3], [(2, 3)]),
+        # A single user at the end: the others are cut to his number, or he is left out.
+        ([20, 20, 20, 20, 19], [(5, 19)]),
+        ([4, 4, 4, 4, 1], [(4, 4)]),
+        ([7], []),
+    ],
+)
+def test_users_change_places_whole_and_among_equals(counts, blocks):
+    users = held(counts)
+    found = exchangeable(users)
+    assert [block.shape for block in found] == blocks
+    places = np.concatenate([block.ravel() for block in found]) if found else []
+    assert len(set(places)) == len(places)
+    for block in found:
+        for row in block:
+            (name,) = set(users[row].tolist())
+            # His first examples, in their order.
+            assert row.tolist() == np.flatnonzero(users == name)[: len(row)].tolist()
+    orders = set()
+    for seed in range(20 * bool(found)):
+        order = shuffled(found, np.random.default_rng(seed))
+        assert sorted(order) == sorted(places)
+        orders.add(tuple(order.tolist()))
+        start = 0
+        for count, size in blocks:
+            for place in range(start, start + count * size, size):
+                assert len(set(users[order[place : place + size]].tolist())) == 1
+            start += count * size
+    assert len(orders) > 1 or not found
+
+
+def test_users_of_unequal_numbers_of_examples_give_no_false_matching():
+    users = np.repeat([f"u{i:02d}" for i in range(10)], [9, 8, 8, 7, 6, 5, 4, 3, 2, 2])
+    _, index = np.unique(users, return_inverse=True)
+    rng = np.random.default_rng(0)
+    p = []
+    for seed in range(40):
+        # Each user moves each head of either model by an amount of his own.
+        sides = [
+            make_scores(
+                rng.normal(0, 1, (10, 2, 3))[index] + rng.normal(0, 0.3, (len(users), 2, 3)),
+                users.tolist(),
+            )
+            for _ in range(2)
+        ]
+        p.append(transfer(*sides, 2, permutations=59, seed=seed)["matched_p"].item())
+    # 5 % of 40 are 2; four standard errors are 5.5.
+    assert sum(value < 0.05 for value in p) <= 7
+    # Uniform: the mean of 40 has a standard error of .046.
+    assert np.mean(p) == pytest.approx(0.5, abs=0.18)
+
+
+def test_a_matching_over_users_cut_alike_says_so_and_still_finds_the_same_heads():
+    first, second, _ = twins()
+    users = held([12, 11, 10, 9, 8, 4, 3, 3]).tolist()
+    table = transfer(make_scores(first, users), make_scores(second, users), 2, ("x", "y"))
+    assert table["matched_examples"].item() == 4 * 9 + 4 * 3
+    assert table["matched_p"] < 0.05
+    assert "over 48 of 60 examples, users cut alike, with users permuted" in lines(table)[1]
+    users = held([12, 12, 12, 12, 12]).tolist()
+    table = transfer(make_scores(first, users), make_scores(second, users), 2, ("x", "y"))
+    assert table["matched_examples"].item() == 60
+    assert "over examples, with users permuted" in lines(table)[1]
+
+
+def test_without_two_users_to_permute_there_is_no_p_and_the_reason_is_said():
+    first, second, _ = twins()
+    table = transfer(*(make_scores(side, ["u"] * 60) for side in (first, second)), 2)
+    assert table["matched"] > 0.8
+    assert np.isnan(table["matched_p"].item()) and np.isnan(table["matched_chance"].item())
+    assert lines(table)[1].endswith(
+        "over 60 examples; whether that is chance can't be told: a single user."
+    )
+    table = transfer(*(make_scores(side[:3], list("uuv")) for side in (first, second)), 2)
+    assert np.isnan(table["matched_p"].item())
+    assert lines(table)[1].endswith("can't be told: too few examples of two users each.")
 
 
 def test_examples_are_matched_by_name_and_not_by_place():

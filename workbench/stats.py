@@ -13,6 +13,8 @@ from scipy.stats import rankdata
 
 RESAMPLES = 2000
 SWAPS = 5 * RESAMPLES
+FEWEST = 6
+"""Users below which many positions are not judged together."""
 
 Combine = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 """From sums of parts over examples, [..., part], and numbers of examples, [...], to values, [...].
@@ -67,9 +69,13 @@ def _resampled(
     sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sums [draw, part] and numbers of examples [draw] of groups drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
+    weights = _weights(len(counts), seed)
     return weights @ sums, weights @ counts
+
+
+def _weights(groups: int, seed: int) -> NDArray[np.int64]:
+    """How often each group is drawn with replacement, [draw, group]."""
+    return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
 
 
 def _signs(groups: int, seed: int) -> NDArray[np.float64]:
@@ -281,80 +287,126 @@ def simultaneous(
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Means of many positions with intervals that hold together, and p adjusted for all of them.
 
-    The positions (the heads of a model) are tested as one family: in each draw the users' sums
-    are flipped whole, at every position alike, and the largest |t| of all positions is kept. A
-    position's p is the share of draws whose largest |t| reaches its own. Ends are
-    `mean -+ c * se`. c is the quantile of the largest |t| under flips of the sums, which is exact
-    where no position has an effect, or under flips of what the users differ from the mean by,
-    which has the right width where some have; whichever is larger. An interval that leaves 0 out
-    then always has a p of at most 1 - level.
+    The positions (the heads of a model) are one family. In each draw of users with replacement a
+    position's `t* = (mean* - mean) / se*` is taken, and the largest and the smallest t* of all
+    positions are kept. The low end is `mean - c * se`, c the upper quantile of the largest t*; the
+    high end follows from the smallest alike, so that skewed values have uneven intervals. p is
+    twice the share of draws whose largest (smallest) t* reaches the position's own, the observed
+    one counted. An interval that leaves 0 out always has a p of at most 1 - level.
+
+    Nothing is found where the users can't tell. A draw whose users are all alike at a position
+    has se* = 0, and t* is infinite there if mean* differs: with an end in more draws than lie
+    beyond it, the position has no such end, and takes no part on that side.
+
+    An effect that no user in the sample has can't be seen: see the source for how often there is
+    any false finding.
 
     Args:
         values: [example, ...], one number an example at every trailing position.
-        groups: [example], what is flipped whole: the user.
+        groups: [example], what is resampled whole: the user.
         level: Coverage of all intervals together, as a fraction.
-        seed: Seed of the flips.
+        seed: Seed of the resampling.
 
     Returns:
-        Mean, lower and upper ends, and p, each of the trailing shape. A position with a NaN is
-        NaN and takes no part. One whose users all have the same sum has no spread to be judged
-        by: no ends, and a p of 1. With a single user there are no ends and no p.
+        Mean, lower and upper ends, and p, each of the trailing shape. An end without a bound is
+        NaN, so that `(low > 0) | (high < 0)` are the findings; p is NaN where neither side can be
+        judged. A position with a NaN is NaN and takes no part. One whose users all have the same
+        mean has no spread to be judged by: no ends, and a p of 1. With fewer than 6 users there
+        are no ends and no p.
 
     Raises:
         ValueError: There is no example.
 
     Source:
-        Westfall and Young's single-step max-T (1993), with sign flips of clusters; for the
-        flipped residuals the wild cluster bootstrap-t (Cameron, Gelbach and Miller, 2008).
+        Single-step max-T (Westfall and Young, 1993) of the studentised cluster bootstrap (Davison
+        and Hinkley, 1997, section 5.2), with linearised standard errors of a ratio. MEASURED
     """
     data = np.asarray(values, dtype=np.float64)
     if data.shape[0] == 0:
         raise ValueError("no values to average")
     sums, counts = _group_sums(data.reshape(len(data), -1), groups)
-    users, number = len(counts), counts.sum()
-    mean = sums.sum(axis=0) / number
+    mean = sums.sum(axis=0) / counts.sum()
     low, high, p = (np.full_like(mean, np.nan) for _ in range(3))
-    shape = data.shape[1:]
-    if users > 1:
-        centred = sums - sums.mean(axis=0)
-        se = np.sqrt((centred**2).sum(axis=0) * users / (users - 1)) / number
-        # What rounding leaves of equal sums is no spread.
-        spread = se > 1e-12 * np.abs(sums).max(axis=0, initial=0.0)
+    if len(counts) >= FEWEST:
+        residuals = sums - mean * counts[:, None]
+        # What rounding leaves of equal means is no spread.
+        spread = np.abs(residuals).max(axis=0) > 1e-12 * np.abs(sums).max(axis=0)
         p[~np.isnan(mean) & ~spread] = 1.0
         if spread.any():
-            signs = _signs(users, seed)
-            flipped = _largest_t(sums[:, spread], signs)
-            t = np.abs(mean[spread] / se[spread])
-            reached = np.searchsorted(np.sort(flipped), t * (1 - 1e-9))
-            p[spread] = (len(flipped) - reached + 1) / (len(flipped) + 1)
-            both = (flipped, _largest_t(centred[:, spread], signs))
-            # What only reaches the edge is no finding, however its sums were rounded.
-            c = max(_order_statistic(draws, level) for draws in both) * (1 + 1e-9)
-            if np.isfinite(c):
-                low[spread], high[spread] = (
-                    mean[spread] - c * se[spread],
-                    mean[spread] + c * se[spread],
-                )
+            found = _together(mean[spread], residuals[:, spread], counts, level, seed)
+            low[spread], high[spread], p[spread] = found
+    shape = data.shape[1:]
     return mean.reshape(shape), low.reshape(shape), high.reshape(shape), p.reshape(shape)
 
 
-def _largest_t(sums: NDArray[np.float64], signs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest |t| of all positions in each draw [draw], of groups' sums [group, position]."""
-    groups = len(sums)
-    # Flips leave the sum of squares as it is, so |t| grows with the flipped sum over its root.
-    scaled = sums / np.sqrt((sums**2).sum(axis=0))
-    largest = np.concatenate(
-        [np.abs(part @ scaled).max(axis=1) for part in np.array_split(signs, SWAPS // 500)]
-    )
-    left = 1 - np.minimum(largest**2 / groups, 1.0)
-    with np.errstate(divide="ignore"):
-        return largest * np.sqrt((groups - 1) / groups) / np.sqrt(left)
+def _together(
+    mean: NDArray[np.float64],
+    residuals: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    level: float,
+    seed: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Low and high ends and p [position] of means that all have some spread."""
+    tail = (1 - level) / 2
+    se = np.sqrt((residuals**2).sum(axis=0) * len(counts) / (len(counts) - 1)) / counts.sum()
+    largest, judged = _largest_t(residuals, counts, tail, seed)
+    place = int(np.ceil((1 - tail) * (RESAMPLES + 1))) - 1
+    ends, shares = [], []
+    for side, draws, there in zip((1, -1), np.sort(largest, axis=1), judged, strict=True):
+        reached = RESAMPLES - np.searchsorted(draws, side * mean / se * (1 - 1e-9))
+        shares.append(np.where(there, (reached + 1) / (RESAMPLES + 1), np.nan))
+        # What only reaches the edge is no finding, however its sums were rounded.
+        c = draws[place] * (1 + 2e-9) if place < RESAMPLES else np.inf
+        bounded = there & np.isfinite(c)
+        ends.append(np.where(bounded, mean - side * (c if np.isfinite(c) else 0.0) * se, np.nan))
+    return ends[0], ends[1], np.minimum(2 * np.fmin(*shares), 1.0)
 
 
-def _order_statistic(draws: NDArray[np.float64], level: float) -> float:
-    """The draw that at most a share of 1 - level lies above, the observed value counted."""
-    place = int(np.ceil(level * (len(draws) + 1))) - 1
-    return float(np.sort(draws)[min(place, len(draws) - 1)])
+def _largest_t(
+    residuals: NDArray[np.float64], counts: NDArray[np.float64], tail: float, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Largest t* and largest -t* of all positions, [side, draw], and who takes part.
+
+    A position is judged on a side, [side, position], if at most a share `tail` of its t* is
+    infinite there; the others could have no end on that side anyway. A largest t* is 0 or more: an
+    interval holds its mean.
+    """
+    weights = _weights(len(counts), seed)
+    largest = np.zeros((2, RESAMPLES))
+    judged = np.zeros((2, residuals.shape[1]), dtype=bool)
+    # Some positions at a time: of all heads of a large model there would be gigabytes.
+    for start in range(0, residuals.shape[1], 128):
+        part = slice(start, start + 128)
+        t = _resampled_t(residuals[:, part], counts, weights)
+        for row, signed in enumerate((t, -t)):
+            judged[row, part] = there = np.isposinf(signed).mean(axis=0) <= tail
+            most = signed.max(axis=1, where=there, initial=0.0)
+            largest[row] = np.maximum(largest[row], most)
+    return largest, judged
+
+
+def _resampled_t(
+    residuals: NDArray[np.float64], counts: NDArray[np.float64], weights: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Studentised deviation (mean* - mean) / se* of each draw, [draw, position].
+
+    Args:
+        residuals: [group, position], sums less the mean times counts.
+        counts: [group], numbers of examples.
+        weights: [draw, group], how often each group was drawn.
+    """
+    squares = weights @ residuals**2
+    sizes = (weights @ counts)[:, None]
+    shift = weights @ residuals / sizes
+    # Squares of what the drawn users differ from the draw's own mean by.
+    moved = shift**2 * (weights @ counts**2)[:, None]
+    own = squares - 2 * shift * (weights @ (residuals * counts[:, None])) + moved
+    still = squares <= 1e-20 * (residuals**2).sum(axis=0)  # none but users at the mean itself
+    alike = own <= 1e-10 * (squares + moved)
+    t = np.where(alike, np.copysign(np.inf, shift), 0.0)
+    groups = len(counts)
+    np.divide(shift * sizes, np.sqrt(np.maximum(own, 0) * groups / (groups - 1)), t, where=~alike)
+    return np.where(still, 0.0, t)
 
 
 def rank_correlation(

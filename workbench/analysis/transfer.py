@@ -31,11 +31,16 @@ from workbench.scores import HeadScores
 
 SPLITS = 10
 PERMUTATIONS = 200
+# Four users have 24 orders, of which one alone is below 5 %.
+BLOCK = 4
 PLACE = (
     *("jaccard", "jaccard_chance", "jaccard_layer", "jaccard_p"),
     *("spearman", "spearman_low", "spearman_high", "spearman_layer", "spearman_p"),
 )
-MATCH = ("matched", "matched_chance", "matched_p", "held_out", "any_pair")
+MATCH = (
+    *("matched", "matched_chance", "matched_p", "matched_examples"),
+    *("held_out", "any_pair"),
+)
 
 
 def transfer(
@@ -71,10 +76,13 @@ def transfer(
           with its interval and `spearman_layer`. `_p` is the share of permutations within layers
           that reach the value.
         - By matching: `matched`, mean rank correlation over examples of the best one-to-one pairs
-          of heads, `matched_chance` and `matched_p` with users permuted; `held_out`, of pairs
-          matched on half of the users, on the other half, and `any_pair`, the mean of all
-          pairs there. Heads whose scores rise with the difficulty of an example go together in
-          any two models: only `held_out` above `any_pair` says that they can be told apart.
+          of heads, `matched_chance` and `matched_p` with users permuted as wholes, among users
+          of equally many examples: where they differ, users are cut to fewer, and these three
+          are over `matched_examples`. Chance and p are NaN where no two users can change
+          places. `held_out`, of pairs matched on half of the users, on the other half, and
+          `any_pair`, the mean of all pairs there. Heads whose scores rise with the difficulty of
+          an example go together in any two models: only `held_out` above `any_pair` says that
+          they can be told apart.
         - By depth: `mass[model, depth]`, share of the positive mean score in each tenth of the
           depth, a layer's spread evenly over its part; `centre[model]`, its mean depth from 0
           to 1; `overlap`, the sum over tenths of the smaller share (1: alike), `overlap_chance`
@@ -199,20 +207,30 @@ def by_matching(
         a: Scores of one model, [example, layer, head].
         b: Scores of the other on the same examples in the same order.
         users: [example].
-        permutations: Random orders of the second model's examples: users as wholes where they
-            have equally many, and else single examples.
+        permutations: Random orders of the second model's users, each as a whole.
         rng: Source of the orders and halves.
+
+    Returns:
+        Without `matched_chance` and `matched_p` where no two users can change places, and empty
+        with fewer than three examples.
     """
     first, second = (_heads_by_example(pcs) for pcs in (a, b))
     if len(users) < 3:
         return {}
-    matched = _best(_correlations(first, second))[0]
-    drawn = [
-        _best(_correlations(first, second[:, _shuffled(users, rng)]))[0]
-        for _ in range(permutations)
-    ]
-    result = {"matched": matched, "matched_chance": float(np.mean(drawn))}
-    result["matched_p"] = reached(matched, np.array(drawn))
+    blocks = exchangeable(users)
+    kept = np.concatenate([block.ravel() for block in blocks]) if blocks else np.arange(0)
+    if len(kept) < 3:
+        kept, blocks = np.arange(len(users)), []
+    # The value is of the same examples as its chance, or the two could not be compared.
+    matched = _best(_correlations(first[:, kept], second[:, kept]))[0]
+    result: dict[str, float] = {"matched": matched, "matched_examples": len(kept)}
+    if blocks:
+        drawn = [
+            _best(_correlations(first[:, kept], second[:, shuffled(blocks, rng)]))[0]
+            for _ in range(permutations)
+        ]
+        result["matched_chance"] = float(np.mean(drawn))
+        result["matched_p"] = reached(matched, np.array(drawn))
     names = np.unique(users)
     # A correlation needs examples of two users or more on either side.
     if len(names) < 4:
@@ -243,14 +261,38 @@ def _best(correlations: Array) -> tuple[float, tuple[NDArray[np.intp], NDArray[n
     return float(correlations[pairs].mean()), pairs
 
 
-def _shuffled(users: NDArray[Any], rng: np.random.Generator) -> NDArray[np.intp]:
-    names, index, counts = np.unique(users, return_inverse=True, return_counts=True)
-    if len(names) < 2 or len(set(counts.tolist())) > 1:
-        return rng.permutation(len(users))
-    order = np.argsort(index, kind="stable").reshape(len(names), -1)
-    result = np.empty(len(users), dtype=np.intp)
-    result[order.ravel()] = order[rng.permutation(len(names))].ravel()
-    return result
+def exchangeable(users: NDArray[Any]) -> list[NDArray[np.intp]]:
+    """Users with equally many examples, who can change places as wholes.
+
+    From the user with the most examples on, users make a block as soon as there are enough of
+    them and the next has fewer; in a block all are cut to the first so many examples, as many as
+    its last user has. The last few users are a block of their own; a single one goes into the
+    block before, if that cuts off less than leaving him out.
+
+    Args:
+        users: [example].
+
+    Returns:
+        Blocks [user, example] of places in `users`; none of a single user.
+    """
+    rows = [np.flatnonzero(users == name) for name in np.unique(users)]
+    rows.sort(key=len, reverse=True)
+    blocks: list[list[NDArray[np.intp]]] = []
+    for row in rows:
+        last = blocks[-1] if blocks else []
+        if not last or (len(last) >= BLOCK and len(row) < len(last[-1])):
+            blocks.append([])
+        blocks[-1].append(row)
+    if len(blocks[-1]) == 1:
+        (alone,) = blocks.pop()
+        if blocks and len(blocks[-1]) * (len(blocks[-1][-1]) - len(alone)) < len(alone):
+            blocks[-1].append(alone)
+    return [np.stack([row[: len(block[-1])] for row in block]) for block in blocks]
+
+
+def shuffled(blocks: Sequence[NDArray[np.intp]], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Places of all examples of the blocks in order, with the users of each block permuted."""
+    return np.concatenate([block[rng.permutation(len(block))].ravel() for block in blocks])
 
 
 def _table(
@@ -288,14 +330,17 @@ def lines(table: xr.Dataset) -> list[str]:
                 f"{row['jaccard_layer']:.2f}."
             )
         if not np.isnan(row["matched"]):
-            state = _state(matched[i], "their scores go together", "no common course")
-            found.append(
+            sizes = int(table["examples"][i]), int(table["users"][i])
+            text = (
                 f"{group}: the best one-to-one pairs of heads of {first} and {second} correlate by "
-                f"{row['matched']:.2f} over examples, with users permuted by "
-                f"{row['matched_chance']:.2f}: {state}. Pairs found on half of the users "
-                f"correlate by {row['held_out']:.2f} on the other half, any two heads by "
-                f"{row['any_pair']:.2f}."
+                f"{row['matched']:.2f} over {_match_words(row, matched[i], *sizes)}."
             )
+            if not np.isnan(row["held_out"]):
+                text += (
+                    f" Pairs found on half of the users correlate by {row['held_out']:.2f} on the "
+                    f"other half, any two heads by {row['any_pair']:.2f}."
+                )
+            found.append(text)
     return found
 
 
@@ -309,6 +354,16 @@ def _adjusted(table: xr.Dataset, name: str) -> NDArray[np.float64]:
 
 def _state(p: float, yes: str, no: str) -> str:
     return f"{yes} (p = {p:.3f})" if p < 0.05 else f"{no} shown beyond that (p = {p:.2f})"
+
+
+def _match_words(row: dict[str, float], p: float, examples: int, users: int) -> str:
+    if np.isnan(p):
+        why = "a single user" if users < 2 else "too few examples of two users each"
+        return f"{examples} examples; whether that is chance can't be told: {why}"
+    kept = int(row["matched_examples"])
+    text = "examples" if kept == examples else f"{kept} of {examples} examples, users cut alike"
+    state = _state(p, "their scores go together", "no common course")
+    return f"{text}, with users permuted by {row['matched_chance']:.2f}: {state}"
 
 
 def _depth_words(row: dict[str, float], p: float, table: xr.Dataset, i: int) -> str:
