@@ -13,11 +13,12 @@ from scipy import stats as sps
 from workbench import tables
 from workbench.analysis import controls
 from workbench.analysis.controls import counterfactual_scores, damage, specificity
-from workbench.data.examples import without_profile
+from workbench.data.examples import with_strangers_profile, without_profile
 from workbench.data.neutral import neutral_examples
 from workbench.data.sources import load_examples
 from workbench.discovery.run import score_heads
 from workbench.errors import InputError
+from workbench.figures.controls import specific_heads
 from workbench.heads import HeadSet
 from workbench.scores import SCHEMA, HeadScores
 
@@ -74,6 +75,46 @@ def test_the_specific_fraction_is_what_the_top_heads_lose_of_their_score(pair):
     # 0.6 of 1.6, give or take 8 errors of .05 / sqrt(48).
     assert float(row["specific_fraction"]) == pytest.approx(0.375, abs=0.04)
     assert row["specific_fraction_low"] < row["specific_fraction"] < row["specific_fraction_high"]
+
+
+def two_tasks(pair, alone="LaMP-5"):
+    """The pair's task, and one of a single user that the other run leaves out."""
+    own, other = pair
+    lone = scores_of(noise(8, users=1), alone, "v").data
+    return HeadScores(xr.concat([lone, own.data], "example"), {}), other
+
+
+def test_a_task_of_one_user_takes_no_strangers_profile_from_the_others(pair):
+    own, other = two_tasks(pair)
+    nobody = HeadScores(own.data.assign(pcs=own.data["pcs"] * 0), {})
+    table = specificity(own, {"stranger": other, "none": nobody}, k=2)
+    assert table["compared"].to_dict()["data"] == [[0, 48], [3, 48]]
+    missing = table.sel(group="LaMP-5", counterfactual="stranger")
+    for name in ("other", "specific", "low", "high", "p", "specific_fraction"):
+        assert np.isnan(missing[name].values).all(), name
+    assert not missing["is_specific"].any()
+    np.testing.assert_allclose(missing["own"], own.data["pcs"].values[:3].mean(axis=0), rtol=1e-6)
+    alone = specificity(pair[0], {"stranger": other}, k=2)
+    xr.testing.assert_allclose(table.sel(group=["LaMP-4"], counterfactual=["stranger"]), alone)
+    said = controls.lines(table)
+    assert said[0] == (
+        "LaMP-5, against a stranger's profile: not scored; the task has a single user, and a "
+        "stranger is another."
+    )
+    assert said[1].startswith("LaMP-5, against no profile: no head can be judged")
+    assert said[2] == controls.lines(alone)[0]
+    specific_heads(table)  # draws the empty group too
+
+
+def test_all_examples_together_are_judged_by_those_with_a_stranger(pair):
+    own, other = two_tasks(pair)
+    table = specificity(own, {"stranger": other}, by="all", k=2).isel(counterfactual=0, group=0)
+    alone = specificity(pair[0], {"stranger": other}, by="all", k=2)
+    assert (int(table["compared"]), int(table["examples"])) == (48, 51)
+    for name in ("specific", "low", "high", "p"):
+        np.testing.assert_allclose(table[name], alone[name].values[0, 0])
+    said = controls.lines(specificity(own, {"stranger": other}, by="all", k=2))[0]
+    assert "(corrected for the number of heads, over the 48 of 51 examples scored)" in said
 
 
 def test_examples_in_another_order_are_matched_by_name(pair):
@@ -263,6 +304,22 @@ def test_counterfactual_scores_are_those_of_the_changed_examples(testbed_model, 
     for kinds in ((), ("none", "none")):
         with pytest.raises(InputError, match="wanted different counterfactuals"):
             counterfactual_scores(testbed_model, examples, kinds)
+
+
+def test_a_task_of_one_user_is_left_out_behind_a_strangers_profile_only(testbed_model):
+    tags = load_examples("testbed", "validation", users=2, tasks=["testbed-tag"])
+    lone = load_examples("testbed", "validation", users=1, tasks=["testbed-rating"])
+    examples = [*lone[:2], *tags[::4]]
+    kinds = ("none", "stranger", "shuffled")
+    found = counterfactual_scores(testbed_model, examples, kinds, progress=False)
+    names = [example.name for example in examples]
+    for kind in ("none", "shuffled"):
+        assert found[kind].data["example"].values.tolist() == names
+    assert found["stranger"].data["example"].values.tolist() == names[2:]
+    behind = score_heads(testbed_model, with_strangers_profile(examples[2:]), progress=False)
+    np.testing.assert_array_equal(found["stranger"].data["pcs"], behind.data["pcs"])
+    with pytest.raises(InputError, match="testbed-rating: a stranger's profile needs two users"):
+        counterfactual_scores(testbed_model, lone, kinds, progress=False)
 
 
 def test_tables_of_the_testbed_are_kept_as_they_are(testbed_model, tmp_path):

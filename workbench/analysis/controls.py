@@ -18,7 +18,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workbench import stats
-from workbench.data.examples import COUNTERFACTUALS, Example, counterfactual
+from workbench.analysis.alignment import aligned, check_model, need_scores
+from workbench.data.examples import (
+    COUNTERFACTUALS,
+    Example,
+    counterfactual,
+    single_user_tasks,
+)
 from workbench.data.prompts import PromptSettings
 from workbench.discovery.cluster import RayOptions
 from workbench.discovery.run import score_heads
@@ -34,7 +40,6 @@ if TYPE_CHECKING:
 Classes = Mapping[str, Mapping[str, Sequence[HeadSet]]]
 """Head sets by task and class; a class of several sets is a random one, a set a draw."""
 RANDOM = "random"
-_SAME_MODEL = ("weights", "tensors", "heads_per_layer", "dtype", "ablation", "method")
 
 
 def counterfactual_scores(
@@ -55,7 +60,8 @@ def counterfactual_scores(
     Args:
         model: From `load_model`.
         examples: Those whose own-profile scores the result is held against.
-        kinds: Which of `none`, `stranger` and `shuffled`.
+        kinds: Which of `none`, `stranger` and `shuffled`. The scores behind a stranger's profile
+            leave out the examples of tasks with one user only.
         ablation: As of the own-profile scores.
         prompt: Likewise.
         folder: Each kind becomes a run folder in it; the same call goes on where it stopped.
@@ -65,12 +71,16 @@ def counterfactual_scores(
         seed: Of the shuffle.
 
     Raises:
-        InputError: A kind is unknown or given twice, a task has one user only and a stranger's
-            profile is asked for, or what `score_heads` refuses.
+        InputError: A kind is unknown or given twice, every task has one user only and a
+            stranger's profile is asked for, or what `score_heads` refuses.
     """
     if not kinds or len(set(kinds)) < len(kinds):
         raise InputError(f"wanted different counterfactuals, got {', '.join(kinds) or 'none'}")
-    changed = {kind: counterfactual(examples, kind, seed) for kind in kinds}
+    alone = single_user_tasks(examples)
+    others = [example for example in examples if example.task not in alone]
+    # Of nothing but lone users the stranger is refused, by name.
+    given = {"stranger": others or examples}
+    changed = {kind: counterfactual(given.get(kind, examples), kind, seed) for kind in kinds}
     return {
         kind: score_heads(
             model,
@@ -99,7 +109,8 @@ def specificity(
 
     Args:
         own: PCS behind the users' own profiles, of all heads.
-        others: The same examples behind other profiles, by name: `counterfactual_scores`.
+        others: The same examples behind other profiles, by name: `counterfactual_scores`. Tasks
+            with one user may be missing.
         by: What heads are judged in.
         k: How many of the highest heads `specific_fraction` is about.
         level: Coverage of the intervals.
@@ -109,11 +120,13 @@ def specificity(
         For each `counterfactual`, `group` and head, in nats per target token: `other`, the mean
         PCS behind that profile; `specific`, the mean of own - other, with `low`, `high` and `p`
         that hold for all heads of the group together; `is_specific`, whether the interval leaves
-        0 out, on either side. For each group `own`, and its `top_heads`, the K highest of it. For
-        each counterfactual and group `specific_fraction`, the sum of `specific` over the sum of
-        `own` of these K heads, with its 95 % interval: 1 if their PCS is all about the user, 0 if
-        none of it is; NaN where it sums to nothing. The K heads were chosen by the same scores,
-        of which they have the luckiest: their PCS is a little too high, and so is the fraction.
+        0 out, on either side; `compared`, the number of examples behind it, those of `own` that
+        were scored behind that profile: with none of them all else is NaN. For each group `own`,
+        and its `top_heads`, the K highest of it. For each counterfactual and group
+        `specific_fraction`, the sum of `specific` over the sum of `own` of these K heads, with its
+        95 % interval: 1 if their PCS is all about the user, 0 if none of it is; NaN where it sums
+        to nothing. The K heads were chosen by the same scores, of which they have the luckiest:
+        their PCS is a little too high, and so is the fraction.
 
     Raises:
         InputError: There is no counterfactual; a run is of another model or of other examples,
@@ -125,18 +138,20 @@ def specificity(
             "(counterfactual_scores)"
         )
     need_scores(own, "the own profiles")
-    aligned = {kind: _aligned(own, scores, kind) for kind, scores in others.items()}
+    behind = {kind: aligned(own, scores, kind) for kind, scores in others.items()}
     pcs = own.data["pcs"].values.astype(np.float64)
     groups = own.groups(by)
     units = {name: _units(own, by, rows) for name, rows in groups.items()}
     tops = {name: top_k(pcs[rows].mean(axis=0), k) for name, rows in groups.items()}
     columns: dict[str, list[Any]] = {}
     for name, rows in groups.items():
-        for other in aligned.values():
-            found = _against(pcs[rows], other[rows], units[name], tops[name], level, seed)
+        for other in behind.values():
+            there = ~np.isnan(other[rows]).all(axis=(1, 2))
+            sides = pcs[rows][there], other[rows][there]
+            found = _against(*sides, units[name][there], tops[name], level, seed)
             for key, value in found.items():
                 columns.setdefault(key, []).append(value)
-    shape = (len(groups), len(aligned))
+    shape = (len(groups), len(behind))
     dims = ("group", "counterfactual", "layer", "head")
     sizes = {
         name: len(set(own.data["user"].values[rows].tolist())) for name, rows in groups.items()
@@ -160,7 +175,7 @@ def specificity(
         },
         coords={
             "group": list(groups),
-            "counterfactual": list(aligned),
+            "counterfactual": list(behind),
             "layer": own.data["layer"].values,
             "head": own.data["head"].values,
         },
@@ -238,59 +253,6 @@ def damage(
     return table
 
 
-def check_model(scores: HeadScores, other: HeadScores, what: str) -> None:
-    """Refuse scores of different models, or scored in different ways.
-
-    Raises:
-        InputError: The message names what differs; `what` is said of the other run.
-    """
-    mine, theirs = (run.manifest.get("settings", {}) for run in (scores, other))
-    for key in _SAME_MODEL:
-        if mine.get(key) != theirs.get(key):
-            raise InputError(
-                f"the {what} run is of another model or was scored otherwise: its {key} is "
-                f"{str(theirs.get(key))[:40]}, not {str(mine.get(key))[:40]}; score both alike"
-            )
-    if scores.data["pcs"].shape[1:] != other.data["pcs"].shape[1:]:
-        raise InputError(
-            f"the {what} run is of a model with {other.heads_per_layer} heads, not "
-            f"{scores.heads_per_layer}; score both with one model"
-        )
-
-
-def need_scores(scores: HeadScores, what: str) -> None:
-    """Refuse scores that leave heads out.
-
-    Raises:
-        InputError: They were screened, or are all NaN; `what` says of what they are.
-    """
-    scores.need_all_heads(f"a control on {what}")
-    if np.isnan(scores.data["pcs"].values).all():
-        raise InputError(f"the scores of {what} are all NaN; there is nothing to compare")
-
-
-def _aligned(own: HeadScores, other: HeadScores, kind: str) -> NDArray[np.float64]:
-    """PCS of the other run in the order of the own one's examples."""
-    check_model(own, other, kind)
-    need_scores(other, f"counterfactual {kind}")
-    prompts = [run.manifest.get("settings", {}).get("prompt") for run in (own, other)]
-    if prompts[0] != prompts[1]:
-        raise InputError(f"the {kind} run was scored with other prompt settings; score both alike")
-    mine, theirs = (run.data["example"].values.tolist() for run in (own, other))
-    if sorted(mine) != sorted(theirs):
-        differing = sorted(set(mine) ^ set(theirs)) or ["an example given twice"]
-        raise InputError(
-            f"the {kind} run is of other examples ({differing[0]} is in one only); score the same "
-            "ones behind both profiles"
-        )
-    places = {name: i for i, name in enumerate(theirs)}
-    data = other.data.isel(example=[places[name] for name in mine])
-    for key, word in (("user", "users"), ("task", "tasks"), ("target_tokens", "targets")):
-        if not np.array_equal(own.data[key].values, data[key].values):
-            raise InputError(f"the {kind} run has other {word}; score the same examples again")
-    return data["pcs"].values.astype(np.float64)
-
-
 def _units(scores: HeadScores, by: By, rows: NDArray[np.intp]) -> NDArray[Any]:
     """What is resampled: the user; within one user the example."""
     return rows if by == "user" else scores.data["user"].values[rows]
@@ -305,6 +267,8 @@ def _against(
     seed: int,
 ) -> dict[str, Any]:
     """The numbers of one group against one counterfactual."""
+    if not len(own):
+        return _nothing(own.shape[1:])
     mean, low, high, p = stats.simultaneous(own - other, units, level, seed)
     layers, heads = zip(*((head.layer, head.head) for head in top), strict=True)
     parts = np.stack([(own - other)[:, layers, heads].sum(1), own[:, layers, heads].sum(1)], axis=1)
@@ -316,10 +280,18 @@ def _against(
         "high": high,
         "p": p,
         "is_specific": (low > 0) | (high < 0),
+        "compared": len(own),
         "specific_fraction": part.mean,
         "specific_fraction_low": part.low,
         "specific_fraction_high": part.high,
     }
+
+
+def _nothing(shape: tuple[int, ...]) -> dict[str, Any]:
+    """The numbers of a group of which no example was scored."""
+    heads = dict.fromkeys(("other", "specific", "low", "high", "p"), np.full(shape, np.nan))
+    ends = dict.fromkeys([f"specific_fraction{end}" for end in ("", "_low", "_high")], np.nan)
+    return {**heads, "is_specific": np.zeros(shape, dtype=bool), "compared": 0, **ends}
 
 
 def _names(
@@ -373,6 +345,8 @@ def lines(specific: xr.Dataset, damaged: xr.Dataset | None = None) -> list[str]:
 
 
 def _specific_sentences(row: xr.Dataset, k: int) -> str:
+    if not int(row["compared"]):
+        return "not scored; the task has a single user, and a stranger is another."
     heads, best = int(row["own"].notnull().sum()), rank(row["own"].values)[:k]
     if np.isnan(row["p"].values).all():
         return "no head can be judged; there are too few users."
@@ -384,7 +358,10 @@ def _specific_sentences(row: xr.Dataset, k: int) -> str:
         if above.any()
         else f"no head of {heads} is shown to matter more behind the user's own profile"
     )
-    found += f"; {below} matter less" * bool(below) + " (corrected for the number of heads)"
+    found += f"; {below} matter less" * bool(below) + " (corrected for the number of heads"
+    if int(row["compared"]) < int(row["examples"]):
+        found += f", over the {int(row['compared'])} of {int(row['examples'])} examples scored"
+    found += ")"
     value, low, high = (float(row[f"specific_fraction{end}"]) for end in ("", "_low", "_high"))
     if np.isnan(value):
         return f"{found}. The top {k} have no positive PCS to have a share of."

@@ -53,6 +53,14 @@ def without_profile(examples: Sequence[Example]) -> list[Example]:
     return [replace(example, profile=()) for example in examples]
 
 
+def single_user_tasks(examples: Sequence[Example]) -> list[str]:
+    """Tasks in which nobody is a stranger: all their examples are of one user."""
+    users: dict[str, set[str]] = {}
+    for example in examples:
+        users.setdefault(example.task, set()).add(example.user)
+    return [task for task, names in users.items() if len(names) < 2]
+
+
 def with_strangers_profile(examples: Sequence[Example]) -> list[Example]:
     """The same queries and targets behind another user's history.
 
