@@ -272,6 +272,61 @@ def test_where_the_largest_step_has_no_room_own_items_go_from_all_steps(testbed_
         position(testbed_model, some, "distance", [0, 4], prompt=prompt, progress=False)
 
 
+def test_an_example_without_room_is_left_out_and_counted(testbed_model, examples):
+    some = [e for e in examples if e.task == "testbed-headline"]
+    # Of 62 tokens the longer query leaves none for an own item behind two strangers'.
+    long = replace(some[0], id="long", query=some[0].query + " the" * 20)
+    given = [long, *some]
+    prompt = PromptSettings(max_tokens=62)
+    table = position(testbed_model, given, "distance", [0, 2], prompt=prompt, progress=False)
+    assert (table["no_room"].item(), table["examples"].item()) == (1, len(some))
+    # The others stand as without it: its user has the same profile in their rows.
+    alone = position(testbed_model, some, "distance", [0, 2], prompt=prompt, progress=False)
+    xr.testing.assert_allclose(table.drop_vars("no_room"), alone.drop_vars("no_room"), atol=1e-5)
+    (said,) = lines(table)
+    assert said == f"{lines(alone)[0]} Left out for want of room: 1 of {len(given)} examples."
+
+
+def test_a_turn_that_leaves_no_room_leaves_out_the_query_behind_it_alone(testbed_model, examples):
+    some = [e for e in examples if e.task == "testbed-tag"]
+    # Its answer is a turn before the user's second query, which then passes the budget.
+    given = [replace(some[0], target="war " * 90), *some[1:]]
+    prompt = PromptSettings(max_tokens=100)
+    with pytest.raises(InputError, match="even without its profile"):
+        built(testbed_model, with_turns(given, 1), prompt)
+    table = position(testbed_model, given, "turns", [0, 1], prompt=prompt, progress=False)
+    assert (table["no_room"].item(), table["examples"].item()) == (1, len(some) - 1)
+    left = [e for i, e in enumerate(given) if i != 1]
+    alone = score_heads(testbed_model, left, prompt=prompt, progress=False)
+    nll = alone.data["nll"].values.mean()
+    assert float(table["nll"].sel(step=0).item()) == pytest.approx(nll, abs=1e-5)
+    # What can't be asked without any turn either is refused as ever.
+    with pytest.raises(InputError, match="the target is empty"):
+        wrong = [replace(some[0], target=" "), *some[1:]]
+        position(testbed_model, wrong, "turns", [0, 1], progress=False)
+
+
+def test_tasks_without_strangers_are_left_out_by_name(testbed_model, examples):
+    users = list(dict.fromkeys(e.user for e in examples))
+    lone = [e for e in examples if e.task == "testbed-headline" and e.user == users[0]]
+    tags = [e for e in examples if e.task == "testbed-tag"]
+    table = position(testbed_model, [*lone, *tags], "distance", [0, 1], progress=False)
+    alone = position(testbed_model, tags, "distance", [0, 1], progress=False)
+    assert table["task"].values.tolist() == ["testbed-tag"]
+    assert table.attrs["left_out"] == ["testbed-headline"]
+    assert alone.attrs["left_out"] == []
+    xr.testing.assert_allclose(table, alone, atol=1e-6)
+    assert lines(table)[1:] == [
+        "testbed-headline, strangers' items between: left out; it has a single user, and a "
+        "stranger is another."
+    ]
+    # Without strangers nobody is missed.
+    whole = position(testbed_model, [*lone, *tags], "length", [1, 2], progress=False)
+    assert sorted(whole["task"].values.tolist()) == ["testbed-headline", "testbed-tag"]
+    with pytest.raises(InputError, match="testbed-headline: 1 items of strangers"):
+        position(testbed_model, lone, "distance", [0, 1], progress=False)
+
+
 def test_shortened_items_are_said(testbed_model, examples):
     prompt = PromptSettings(max_tokens=46)
     some = [e for e in examples if e.task == "testbed-tag"]

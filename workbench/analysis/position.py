@@ -102,14 +102,16 @@ def position(
         - `prompt_tokens`, their mean, and `shortened`, the share of prompts of which the budget
           cut the ends of items off; `fewer_items[task]`, the share of examples of which some own
           items are left out at every step, since the largest has no room for them;
-          `examples[task]`, `users[task]`.
+          `no_room[task]`, the number of examples left out at every step, since the largest has
+          no room for one own item; `examples[task]`, `users[task]`, of those that are left.
 
-        Each of the measures has `_low` and `_high`.
+        Each of the measures has `_low` and `_high`. The attribute `left_out` names tasks of which
+        no example is left (with a single user there are no strangers), `left_out_why` says why.
 
     Raises:
         InputError: The kind is unknown, the steps are none or negative, K is outside the model,
-            there are too few strangers or turns, or the largest step leaves no room for an item
-            of the user's own.
+            there are too few strangers or turns, or the largest step leaves no example room for
+            an item of the user's own.
     """
     settings = prompt or PromptSettings()
     numbers = steps_of(kind, steps, settings)
@@ -151,12 +153,14 @@ def _table(
     columns["gap_p"][known] = stats.holm(columns["gap_p"][known])
     groups = measured[0].scores.groups("task")
     users = measured[0].scores.data["user"].values
-    fewer = np.array(measured[0].context.fewer)
+    first = measured[0].context
+    fewer = np.array(first.fewer)
     return xr.Dataset(
         {
             **{name: (("task", "step"), values) for name, values in columns.items()},
             "examples": ("task", [len(groups[task]) for task in tasks]),
             "fewer_items": ("task", [float(fewer[groups[task]].mean()) for task in tasks]),
+            "no_room": ("task", [first.no_room.get(task, 0) for task in tasks]),
             "users": ("task", [len(set(users[groups[task]].tolist())) for task in tasks]),
         },
         coords={"task": tasks, "step": numbers},
@@ -168,6 +172,8 @@ def _table(
             "level": level,
             "seed": seed,
             "units": "nats/token",
+            "left_out": list(first.left_out),
+            "left_out_why": list(first.left_out.values()),
             "heads_from": f"step {numbers[reference]}, the other half of the users",
         },
     )
@@ -280,11 +286,21 @@ def _agreement(
 
 def lines(table: xr.Dataset) -> list[str]:
     """What a table of `position` says: of each task the step furthest from the reference."""
-    steps, reference = table["step"].values.tolist(), table.attrs["reference"]
-    furthest = max(steps, key=lambda step: abs(step - reference))
-    if furthest == reference:
-        return []
-    return [_line(table.sel(task=task), furthest, table.attrs) for task in table["task"].values]
+    steps, attrs = table["step"].values.tolist(), table.attrs
+    furthest = max(steps, key=lambda step: abs(step - attrs["reference"]))
+    said = []
+    if furthest != attrs["reference"]:
+        parts = [table.sel(task=task) for task in table["task"].values]
+        said = [_line(part, furthest, attrs) + _missing(part) for part in parts]
+    reasons = zip(attrs["left_out"], attrs["left_out_why"], strict=True)
+    return said + [f"{task}, {SHORT[attrs['kind']]}: left out; {why}." for task, why in reasons]
+
+
+def _missing(task: xr.Dataset) -> str:
+    """A sentence about examples without room; empty where there are none."""
+    gone = int(task["no_room"])
+    every = gone + int(task["examples"])
+    return f" Left out for want of room: {gone} of {every} examples." if gone else ""
 
 
 def _line(task: xr.Dataset, step: int, attrs: dict[str, Any]) -> str:
