@@ -140,9 +140,12 @@ def test_one_user_gives_no_interval_and_no_finding(pair):
     table = specificity(own, {"none": other}, k=2)
     assert np.isnan(table[["low", "high", "p"]].to_array()).all() and not table["is_specific"].any()
     assert np.isnan(table["specific_fraction_low"]).all()
-    # Within one user the examples are what is resampled.
+    # Within one user the examples are what is resampled: six are judged, three are not.
     alone = specificity(own, {"none": other}, by="user", k=2)
-    assert alone["low"].notnull().all()
+    assert alone["low"].isnull().all() and alone["specific_fraction_low"].notnull().all()
+    longer = [changed(run, user=np.repeat("u", USERS * EACH)) for run in pair]
+    found = specificity(longer[0], {"none": longer[1]}, by="user", k=2)
+    assert found["low"].notnull().all() and found["is_specific"].any()
     assert "no head can be judged; there are too few users" in controls.lines(table)[0]
 
 

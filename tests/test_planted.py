@@ -467,7 +467,7 @@ def test_screened_scores_are_refused(by_hand):
 
 # The command
 
-SMALL = ("planted", "--noise", "0", "--counts", "8,16")
+SMALL = ("planted", "--noise", "0", "--counts", "8,48")
 
 
 def command(*arguments):
@@ -481,14 +481,14 @@ def test_the_command_builds_the_model_and_prints_what_is_found_in_80_columns(one
     printed = done.stdout.replace(str(tmp_path), "OUT").splitlines()
     assert max(map(len, printed)) <= 80
     text = " ".join(" ".join(printed).split())
-    assert "exactly the planted ones from 16 examples on, in all of 2 draws" in text
+    assert "exactly the planted ones from 48 examples on, in all of 2 draws" in text
     assert "The decoys are L1H2" in text
     for name in ("model/planted.json", "recovery.json", "figures/recovery.html"):
         assert (tmp_path / name).is_file()
     again = command(*SMALL, "--out", tmp_path, "--json")
     found = json.loads(again.stdout)
     assert found["planted"] == "L0H2, L1H3, L3H1, L2H5"
-    rows = [row for row in found["rows"] if row["method"] == "specific" and row["count"] == 16]
+    rows = [row for row in found["rows"] if row["method"] == "specific" and row["count"] == 48]
     assert [row["exact"] for row in rows] == [1.0]
 
 

@@ -385,10 +385,77 @@ def test_any_false_finding_among_many_heads_is_as_rare_as_promised():
     assert single > 90  # what heads tested one by one would come to
 
 
-def test_an_interval_that_leaves_zero_out_has_a_small_p_also_with_few_users():
-    for trial in range(100):
-        _, low, high, p = simultaneous(*correlated_nulls(trial, users=6))
-        assert ((p <= 0.05) >= ((low > 0) | (high < 0))).all()
+def skewed(rng, users):
+    """Exponential means of users, the same for all positions in part; 0 in the population."""
+    own, shared = rng.exponential(size=(users, 1, 30)), rng.exponential(size=(users, 1, 1))
+    return own + shared - 2, 1.0
+
+
+def of_few(rng, users):
+    """One user in ten has an effect, at all positions; 0 in the population."""
+    return (rng.random((users, 1, 1)) < 0.1) * rng.exponential(size=(users, 1, 30)) - 0.1, 0.1
+
+
+def of_others_each(rng, users):
+    """One user in ten has an effect, another one at each position; 0 in the population."""
+    sizes = rng.exponential(size=(users, 1, 1)) + rng.exponential(size=(users, 1, 30))
+    return (rng.random((users, 1, 30)) < 0.1) * sizes / 2 - 0.1, 0.1
+
+
+@pytest.mark.parametrize(
+    ("draw", "users"),
+    [(skewed, 16), (skewed, 48), (of_few, 48), (of_others_each, 16), (of_others_each, 48)],
+)
+def test_skewed_users_and_rare_effects_make_no_false_findings(draw, users):
+    trials, families = 150, 0
+    for trial in range(trials):
+        rng = np.random.default_rng((11, trial))
+        means, scale = draw(rng, users)
+        values = (means + scale * rng.normal(size=(users, 3, 30))).reshape(-1, 30)
+        _, low, high, _ = simultaneous(values, np.repeat(np.arange(users), 3))
+        families += bool(((low > 0) | (high < 0)).any())
+    # Binomial at 5 %: more than 17 of 150 have a probability of 5e-4. Sign flips, which take
+    # users for symmetric, come to 25 or more.
+    assert families <= 17
+
+
+def test_the_few_users_of_a_rare_effect_are_no_proof_against_it():
+    # Of 12 users one has an effect: a third of the draws are without it, and all alike.
+    values = np.zeros((12, 3))
+    values[:, 0] = np.random.default_rng(1).normal(size=12)
+    values[:, 1] = -0.1
+    values[4, 1] = 3.0
+    values[:, 2] = -values[:, 1]
+    _, low, high, p = simultaneous(values, np.arange(12))
+    assert np.isnan(high).tolist() == [False, True, False]
+    assert np.isnan(low).tolist() == [False, False, True]
+    assert low[1] < 0 < high[2] and p.min() > 0.05
+    # On the side where it has no end it takes none from the others.
+    both, alone = (simultaneous(values[:, :number], np.arange(12)) for number in (2, 1))
+    assert both[2][0] == pytest.approx(alone[2][0], rel=1e-12)
+    few = np.array([1.0, 1, 1, -2, -2, -2])[:, None]
+    # (1 / 2) ** 6 of the draws lie beyond each end: more than half of 1 %, less than 2.5 %.
+    assert np.isnan(simultaneous(few, np.arange(6), level=0.99)[1:]).all()
+    assert np.isfinite(simultaneous(few, np.arange(6))[3]).all()
+
+
+@pytest.mark.parametrize("users", [6, 8, 20])
+def test_an_interval_leaves_zero_out_exactly_where_p_is_small(users):
+    found = 0
+    for trial in range(60):
+        values, groups = correlated_nulls(trial, users=users)
+        values = values + np.random.default_rng(trial).normal(scale=3, size=30)
+        _, low, high, p = simultaneous(np.exp(values / 2) - 1.5, groups)
+        assert ((p <= 0.05) == ((low > 0) | (high < 0))).all()
+        found += bool((p <= 0.05).any())
+    assert found or users < 8
+
+
+def test_fewer_than_six_users_are_not_judged():
+    values = 5 + 0.1 * np.random.default_rng(0).normal(size=(6, 3))
+    _, low, _, p = simultaneous(values, np.arange(6))
+    assert (low < values.mean(axis=0)).all() and np.isfinite(p).all()
+    assert np.isnan(simultaneous(values[:5], np.arange(5))[1:]).all()
 
 
 def test_a_planted_effect_is_found_and_nothing_beside_it():
@@ -406,20 +473,56 @@ def test_simultaneous_intervals_cover_all_means_where_all_heads_have_effects():
         values, groups = correlated_nulls(trial)
         _, low, high, _ = simultaneous(values + 10.0, groups)
         missed += bool(((low > 10) | (high < 10)).any())
-    # Flips of the sums alone take such heads for one: that misses 130 of 300.
     assert 4 <= missed <= 32
 
 
-def test_adjusted_p_is_the_share_of_all_sign_assignments():
+def test_ends_and_p_are_those_of_all_draws_of_users():
     rng = np.random.default_rng(3)
-    sums = rng.normal(size=(8, 5)) + np.array([0.9, 0, 0, 0, 0.4])
-    signs = np.array(list(itertools.product([-1, 1], repeat=8)))
-    flipped = signs[:, :, None] * sums
-    t = np.abs(sps.ttest_1samp(flipped, 0, axis=1)[0])
-    observed = np.abs(sps.ttest_1samp(sums, 0)[0])
-    exact = (t.max(axis=1)[:, None] >= observed - 1e-9).mean(axis=0)
-    # 10,000 draws: a standard error of at most .005.
-    assert simultaneous(sums, np.arange(8))[3] == pytest.approx(exact, abs=0.02)
+    counts = np.array([1, 2, 3, 1, 2, 4])
+    groups = np.repeat(np.arange(6), counts)
+    values = rng.exponential(size=(13, 3)) + np.array([0.1, -0.5, -1.5])
+    sums = np.stack([values[groups == user].sum(axis=0) for user in range(6)])
+
+    def ratio(drawn):
+        """Mean [draw, position] and its linearised standard error."""
+        sizes = counts[drawn].sum(axis=1)
+        mean = sums[drawn].sum(axis=1) / sizes[:, None]
+        left = sums[drawn] - mean[:, None] * counts[drawn][:, :, None]
+        return mean, np.sqrt((left**2).sum(axis=1) * 6 / 5) / sizes[:, None]
+
+    mean, se = (part[0] for part in ratio(np.arange(6)[None]))
+    means, errors = ratio(np.array(list(itertools.product(range(6), repeat=6))))
+    alike = errors < 1e-9  # one user six times over
+    assert alike.mean() == pytest.approx(6 / 6**6)
+    ends = np.where(means > mean, np.inf, -np.inf)
+    t = np.where(alike, ends, (means - mean) / np.where(alike, 1, errors))
+    found, low, high, p = simultaneous(values, groups)
+    assert found == pytest.approx(mean, rel=1e-12)
+    # A quantile of 2,000 draws lies between those at two to three standard errors, .0035 each.
+    for end, draws in (((mean - low) / se, t.max(axis=1)), ((high - mean) / se, -t.min(axis=1))):
+        assert end == pytest.approx([end[0]] * 3, rel=1e-6)
+        assert np.quantile(draws, 0.966) < end[0] < np.quantile(draws, 0.984)
+    up, down = t.max(axis=1)[:, None] >= mean / se, t.min(axis=1)[:, None] <= mean / se
+    exact = np.minimum(1, 2 * np.minimum(up.mean(axis=0), down.mean(axis=0)))
+    assert exact.min() < 0.2
+    assert p == pytest.approx(exact, abs=0.06)  # twice a share, of standard error .011 at most
+
+
+def test_users_with_the_same_mean_have_no_spread_however_many_examples_they_have():
+    values = np.full((9, 1), 0.1)
+    _, low, high, p = simultaneous(values, np.repeat(np.arange(6), [1, 1, 1, 1, 2, 3]))
+    assert np.isnan([low, high]).all() and p.tolist() == [1.0]
+
+
+def test_many_positions_in_parts_are_those_of_one_loop():
+    values, groups = correlated_nulls(2, positions=300)
+    _, low, high, _ = simultaneous(values, groups)
+    # One family has one factor, whichever part a position was in.
+    sums = values.reshape(20, 3, 300).sum(axis=1)
+    se = sums.std(axis=0, ddof=1) * np.sqrt(20) / 60
+    for end in (low, high):
+        c = np.abs(end - values.mean(axis=0)) / se
+        assert c == pytest.approx([c[0]] * 300, rel=1e-9)
 
 
 def test_positions_without_spread_or_numbers_are_no_findings():

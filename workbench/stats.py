@@ -298,8 +298,18 @@ def simultaneous(
     has se* = 0, and t* is infinite there if mean* differs: with an end in more draws than lie
     beyond it, the position has no such end, and takes no part on that side.
 
-    An effect that no user in the sample has can't be seen: see the source for how often there is
-    any false finding.
+    How often there is any false finding among 30 correlated positions without an effect, in 500
+    simulations at level .95 (each has a standard error of about 1 %):
+
+    | users' means | 16 users | 48 users |
+    |---|---|---|
+    | normal | 2.0 % | 4.6 % |
+    | exponential, centred | 2.4 % | 3.6 % |
+    | 10 % of users with an effect, others at each position, centred, and noise | 0.0 % | 2.2 % |
+    | the same 10 % of users at all positions | 22 % | 4.2 % |
+    | the same 10 %, either sign, and no noise | 0.0 % | 0.0 % |
+
+    What no user in the sample has can't be seen: 18.5 % of samples of 16 hold none of those 10 %.
 
     Args:
         values: [example, ...], one number an example at every trailing position.
@@ -319,7 +329,7 @@ def simultaneous(
 
     Source:
         Single-step max-T (Westfall and Young, 1993) of the studentised cluster bootstrap (Davison
-        and Hinkley, 1997, section 5.2), with linearised standard errors of a ratio. MEASURED
+        and Hinkley, 1997, section 5.2), with linearised standard errors of a ratio.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.shape[0] == 0:
