@@ -99,7 +99,7 @@ def test_a_head_about_the_user_matters_more_than_behind_a_stranger_and_behind_no
     )
     first, line = headline({"specificity": found}, 8)
     assert first.startswith("1 of 3 scores")
-    assert "than behind a stranger's and none" in first
+    assert "than behind a stranger's and than behind no profile" in first
     assert line.startswith("t: 1 of 3 heads are specific to the user (1 the other way).")
 
 

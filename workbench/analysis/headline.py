@@ -15,7 +15,7 @@ import xarray as xr
 STRANGER = "stranger"
 # A head that is about the user matters more behind the own profile than behind both.
 AGAINST = (STRANGER, "none")
-BEHIND = {STRANGER: "a stranger's", "none": "none"}
+BEHIND = {STRANGER: "a stranger's", "none": "no profile"}
 
 
 def headline(tables: Mapping[str, xr.Dataset], k: int) -> list[str]:
@@ -56,7 +56,7 @@ def _signs(found: xr.Dataset) -> tuple[int, int, int]:
 
 
 def _behind(found: xr.Dataset) -> str:
-    return " and ".join(BEHIND[kind] for kind in found["counterfactual"].values.tolist())
+    return " and than behind ".join(BEHIND[kind] for kind in found["counterfactual"].values.tolist())
 
 
 def _all(found: xr.Dataset) -> str:
