@@ -406,6 +406,102 @@ def test_kept_runs_of_mixed_profiles_are_read_and_not_scored_again(
     assert HeadScores.load(runs_folder / "mixed-0.5-seed-0").data.sizes["example"] == len(ratings)
 
 
+@pytest.fixture(scope="module")
+def three_tasks(testbed_model):
+    """Headlines, with 2 items a profile; ratings, with more; and tags of a single user."""
+    parts = {
+        task: wb.load_examples("testbed", users=users, tasks=[f"testbed-{task}"])[::4]
+        for task, users in (("headline", 3), ("rating", 3), ("tag", 1))
+    }
+    examples = [example for part in parts.values() for example in part]
+    return parts, examples, wb.score_heads(testbed_model, examples, progress=False)
+
+
+def test_a_share_that_swaps_the_same_items_is_scored_and_said_once(
+    testbed_model, three_tasks, monkeypatch
+):
+    parts, examples, clean = three_tasks
+    assert {len(e.profile) for e in parts["headline"]} == {2}
+    scored = []
+
+    def counted(model, given, *args, **options):
+        scored.append([e.name for e in given])
+        return wb.score_heads(model, given, *args, **options)
+
+    monkeypatch.setattr(noise, "score_heads", counted)
+    table = noise.profile_noise(
+        testbed_model, examples, 6, [0.25, 0.5, 1.0], clean=clean, progress=False
+    )
+    names = {task: [e.name for e in part] for task, part in parts.items()}
+    both = names["headline"] + names["rating"]
+    assert scored == [both, names["rating"], both]
+    assert table.attrs["repeated"] == ["testbed-headline: 0.5 swaps the same items as 0.25"]
+    assert table["repeats"].sel(share=0.5).values.tolist() == pytest.approx(
+        [0.25, np.nan], nan_ok=True
+    )
+    twins = [table.sel(group="testbed-headline", share=s, drop=True) for s in (0.25, 0.5)]
+    xr.testing.assert_identical(*(twin.drop_vars("repeats") for twin in twins))
+    told = noise.lines(table)
+    assert [line.split(":")[0][8:] for line in told] == [
+        *["headline"] * 2,
+        *["rating"] * 3,
+        "tag",
+    ]
+    # The copied share is what scoring it again would give.
+    mixed = with_mixed_profile(parts["headline"] + parts["rating"], 0.5)
+    again = wb.score_heads(testbed_model, mixed, progress=False)
+    here = clean.select(tasks=["testbed-headline", "testbed-rating"])
+    cost = (again.data["nll"] - here.data["nll"].values).groupby("task").mean()
+    np.testing.assert_allclose(table["cost"].sel(share=0.5), cost.values, atol=1e-5)
+    whole = noise.profile_noise(
+        testbed_model, examples, 6, [0.25, 0.5, 1.0], clean=clean, by="all", progress=False
+    )
+    assert whole["repeats"].isnull().all()
+    total = float((again.data["nll"].values - here.data["nll"].values).mean())
+    assert whole["cost"].sel(share=0.5).item() == pytest.approx(total, abs=1e-5)
+
+
+def test_a_share_that_only_repeats_is_dropped(testbed_model, three_tasks):
+    parts, _, clean = three_tasks
+    table = noise.profile_noise(
+        testbed_model,
+        parts["headline"],
+        6,
+        [0.25, 0.5, 1.0],
+        clean=clean.select(tasks=["testbed-headline"]),
+        progress=False,
+    )
+    assert table["share"].values.tolist() == [0.25, 1.0]
+    assert table.attrs["repeated"] == ["testbed-headline: 0.5 swaps the same items as 0.25"]
+    assert len(noise.lines(table)) == 2
+
+
+def test_a_task_of_one_user_is_left_out_of_strangers_items_by_name(
+    testbed_model, three_tasks, tmp_path
+):
+    parts, examples, clean = three_tasks
+    lone = examples[len(parts["headline"]) :]
+    tasks = ["testbed-rating", "testbed-tag"]
+    table = noise.profile_noise(
+        testbed_model, lone, 6, [1.0], clean=clean.select(tasks=tasks), progress=False
+    )
+    alone = noise.profile_noise(
+        testbed_model,
+        parts["rating"],
+        6,
+        [1.0],
+        clean=clean.select(tasks=tasks[:1]),
+        progress=False,
+    )
+    assert (table.attrs["left_out"], alone.attrs["left_out"]) == (["testbed-tag"], [])
+    xr.testing.assert_allclose(table, alone, atol=1e-6)
+    assert noise.lines(table)[-1] == (
+        "testbed-tag: left out; it has a single user, and a stranger is another."
+    )
+    tables.save(table, tmp_path / "t.json")
+    xr.testing.assert_identical(tables.load(tmp_path / "t.json"), table)
+
+
 def test_profile_noise_refuses_what_it_can_not_compare(testbed_model, ratings, clean):
     def measure(scores=clean, examples=ratings, **options):
         noise.profile_noise(testbed_model, examples, 6, clean=scores, progress=False, **options)

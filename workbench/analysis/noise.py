@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from workbench.analysis.agreement import (
     top_members,
 )
 from workbench.analysis.recurrence import resampled_means
-from workbench.data.examples import Example
+from workbench.data.examples import Example, single_user_tasks
 from workbench.data.mixing import swapped_items, with_mixed_profile
 from workbench.data.prompts import PromptSettings
 from workbench.discovery.run import score_heads
@@ -33,9 +33,18 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 SHARES = (0.25, 0.5, 1.0)
+WHAT = "the effect of strangers' items"
 SPLITS = 10
 DRAWS = 500
 ESTIMATES = ("clean", "pcs", "drop", "cost", "jaccard", "spearman")
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Scores of all examples at one share, PCS [example, layer, head] and loss [example]."""
+
+    pcs: NDArray[np.float64]
+    nll: NDArray[np.float64]
 
 
 def profile_noise(
@@ -64,9 +73,11 @@ def profile_noise(
 
     Args:
         model: The one that `clean` is of.
-        examples: The ones that `clean` is of.
+        examples: The ones that `clean` is of. Those of tasks with a single user, who has no
+            stranger, are left out.
         k: Size of the sets.
-        shares: Shares of swapped items, above 0 and up to 1.
+        shares: Shares of swapped items, above 0 and up to 1. One that swaps as many items of
+            every profile of a task as a smaller one is not scored again there.
         clean: Scores behind the users' own profiles, of all heads.
         by: A set each `task`, `user`, or of `all`.
         prompt: As `clean` was made with; by default just that.
@@ -82,27 +93,45 @@ def profile_noise(
         the plain model's loss. Each has `_low` and `_high`, 95 % intervals from resampled users
         (examples within a user), NaN with a single one: for the overlap and the correlation of
         both sides found again on the same resample, which adds noise of its own, so that the ends
-        of an overlap lean downwards. `swapped`, the share of items in fact, and
-        `examples` and `users`. The attribute `chance` is the overlap of random sets.
+        of an overlap lean downwards. `swapped`, the share of items in fact; `repeats`, the smaller
+        share that swaps the same items in the group and so has the same numbers, NaN for none;
+        and `examples` and `users`. Shares that only repeat are left out. Attributes: `chance`,
+        the overlap of random sets; `left_out`, the tasks with a single user; `repeated`, each
+        share that is another's repeat, in words.
 
     Raises:
         InputError: `clean` is of another model, other examples or prompts, or misses scores; a
-            share is out of range; or what `with_mixed_profile` and `score_heads` refuse.
+            share is out of range; every task has a single user; or what `with_mixed_profile` and
+            `score_heads` refuse.
     """
     shares = sorted(set(shares))
     if not shares or not 0 < shares[0] <= shares[-1] <= 1:
         raise InputError(f"shares of swapped items lie above 0 and up to 1, got {shares}")
-    pcs = scored_pcs(clean, k, "the effect of strangers' items")
+    scored_pcs(clean, k, WHAT)
     _check_clean(model, examples, clean, prompt)
     settings = clean.manifest.get("settings", {})
     if prompt is None and "prompt" in settings:
         prompt = PromptSettings(**settings["prompt"])
+    alone = single_user_tasks(examples)
+    # Of nothing but lone users the strangers are missed by name.
+    tasks = [task for task in clean.groups("task") if task not in alone] or alone
+    examples = [example for example in examples if example.task in tasks]
+    clean = clean.select(tasks=tasks)
+    same = {
+        task: _scored_as([examples[i] for i in rows], shares)
+        for task, rows in clean.groups("task").items()
+    }
     # Drawn before the first of them is scored, so that what can't be drawn costs nothing.
-    parts = [with_mixed_profile(examples, share, seed) for share in shares]
-    mixed = [
-        score_heads(
+    drawn = {share: with_mixed_profile(examples, share, seed) for share in shares}
+    mixed: dict[float, _Mixed] = {}
+    for share, part in drawn.items():
+        source = np.array([same[example.task][share] for example in examples])
+        fresh = np.flatnonzero(source == share)
+        if not len(fresh):
+            continue
+        scores = score_heads(
             model,
-            part,
+            [part[i] for i in fresh],
             settings.get("ablation", "zero"),
             method=settings.get("method", "exact"),
             prompt=prompt,
@@ -110,9 +139,43 @@ def profile_noise(
             batch_tokens=batch_tokens,
             progress=progress,
         )
-        for share, part in zip(shares, parts, strict=True)
-    ]
-    return _table(clean, pcs, list(examples), dict(zip(shares, mixed, strict=True)), k, by, seed)
+        mixed[share] = _joined(scores, fresh, source, mixed, k)
+    return _table(clean, examples, mixed, k, by, seed).assign_attrs(
+        left_out=alone,
+        repeated=[
+            f"{task}: {share:g} swaps the same items as {first:g}"
+            for task, firsts in same.items()
+            for share, first in firsts.items()
+            if share != first
+        ],
+    )
+
+
+def _scored_as(examples: Sequence[Example], shares: Sequence[float]) -> dict[float, float]:
+    """For each share, from the smallest up, the first that swaps as many items of every profile.
+
+    The items are then the same too: a larger share swaps what a smaller one does.
+    """
+    seen: dict[tuple[int, ...], float] = {}
+    numbers = {share: tuple(swapped_items(e, share) for e in examples) for share in shares}
+    return {share: seen.setdefault(swaps, share) for share, swaps in numbers.items()}
+
+
+def _joined(
+    scores: HeadScores,
+    fresh: NDArray[np.intp],
+    source: NDArray[np.float64],
+    before: Mapping[float, _Mixed],
+    k: int,
+) -> _Mixed:
+    """All examples' scores at a share: the fresh ones, and the others' from their share."""
+    found = scored_pcs(scores, k, WHAT)
+    pcs, nll = np.empty((len(source), *found.shape[1:])), np.empty(len(source))
+    pcs[fresh], nll[fresh] = found, scores.data["nll"].values
+    for share, known in before.items():
+        rows = source == share
+        pcs[rows], nll[rows] = known.pcs[rows], known.nll[rows]
+    return _Mixed(pcs, nll)
 
 
 def _check_clean(
@@ -137,28 +200,30 @@ def _check_clean(
 
 def _table(
     clean: HeadScores,
-    pcs: NDArray[np.float64],
     examples: list[Example],
-    mixed: dict[float, HeadScores],
+    mixed: Mapping[float, _Mixed],
     k: int,
     by: By,
     seed: int,
 ) -> xr.Dataset:
     groups = clean.groups(by)
     users = clean.data["user"].values
-    nll = clean.data["nll"].values.astype(np.float64)
+    pcs, nll = (clean.data[name].values.astype(np.float64) for name in ("pcs", "nll"))
     columns: dict[str, list[list[float]]] = {}
     for rows in groups.values():
         units = rows if by == "user" else users[rows]
         chosen = _held_out(pcs[rows], units, k, seed)
-        found = []
-        for share, scores in mixed.items():
-            other = scored_pcs(scores, k, "the effect of strangers' items")[rows]
-            cost = scores.data["nll"].values[rows] - nll[rows]
-            row = _cell(pcs[rows], other, chosen, cost, units, k, seed)
-            found.append(row | {"swapped": _swapped([examples[i] for i in rows], share)})
-        for name in found[0]:
-            columns.setdefault(name, []).append([row[name] for row in found])
+        asked = [examples[i] for i in rows]
+        found: dict[float, dict[str, float]] = {}
+        for share, first in _scored_as(asked, list(mixed)).items():
+            if share != first:
+                found[share] = found[first] | {"repeats": first}
+                continue
+            cost = mixed[share].nll[rows] - nll[rows]
+            row = _cell(pcs[rows], mixed[share].pcs[rows], chosen, cost, units, k, seed)
+            found[share] = row | {"swapped": _swapped(asked, share), "repeats": np.nan}
+        for name in next(iter(found.values())):
+            columns.setdefault(name, []).append([row[name] for row in found.values()])
     heads = int((~np.isnan(pcs).all(axis=0)).sum())
     values = {name: (("group", "share"), np.array(each)) for name, each in columns.items()}
     # The same for every share.
@@ -251,11 +316,16 @@ def _agreement(
 
 
 def lines(table: xr.Dataset) -> list[str]:
-    """What strangers' items do to the scores, a group and share a line."""
-    return [
-        _line(table.sel(group=name, share=share), table.attrs)
+    """What strangers' items do to the scores, a line a group and share that is no repeat."""
+    cells = [
+        table.sel(group=name, share=share)
         for name in table["group"].values
         for share in table["share"].values
+    ]
+    said = [_line(cell, table.attrs) for cell in cells if np.isnan(cell["repeats"])]
+    return said + [
+        f"{task}: left out; it has a single user, and a stranger is another."
+        for task in table.attrs["left_out"]
     ]
 
 
