@@ -9,9 +9,9 @@ import xarray as xr
 from plain import plain_copy, zero_output_weights
 from torch.nn.functional import cross_entropy
 
-from workbench import tables
+from workbench import stats, tables
 from workbench.analysis import coherence as module
-from workbench.analysis.coherence import Losses, coherence, steered_losses
+from workbench.analysis.coherence import Losses, adjusted, coherence, steered_losses
 from workbench.batches import losses
 from workbench.data.neutral import neutral_examples
 from workbench.data.prompts import build_prompts
@@ -33,6 +33,9 @@ SETS = {
 }
 
 
+NEUTRAL = neutral_examples("testbed", 6)
+
+
 @pytest.fixture(scope="module")
 def examples():
     return load_examples(
@@ -47,9 +50,8 @@ def prompts(testbed_model, examples):
 
 @pytest.fixture(scope="module")
 def table(testbed_model, examples):
-    neutral = neutral_examples("testbed", 6)
     return coherence(
-        testbed_model, examples, neutral, SETS, (2.0, 0.5), found_on=(), max_new_tokens=8
+        testbed_model, examples, NEUTRAL, SETS, (2.0, 0.5), found_on=(), max_new_tokens=8
     )
 
 
@@ -165,6 +167,47 @@ def test_neutral_cost_is_that_of_the_neutral_text(testbed_model, table):
     assert table["neutral_examples"].values.tolist() == [6, 6]
 
 
+def test_p_of_all_changes_are_those_of_loops_as_one_family(testbed_model, examples, table):
+    p = {}
+
+    def keep(key, changes, rows):
+        p[key] = stats.sign_flip_p(np.mean(changes, axis=0), [e.user for e in rows])
+
+    def cost(rows, heads, gamma):
+        prompts = build_prompts(rows, testbed_model.tokenizer, 256)
+        found = steered_losses(testbed_model, prompts, heads, (gamma,))[0]
+        return (found - losses(testbed_model, prompts)).numpy()
+
+    for task, named in SETS.items():
+        rows = [e for e in examples if e.task == task]
+        metric = get_metric({"testbed-tag": "accuracy"}.get(task, "style"))
+
+        def score(heads, gamma, rows=rows, metric=metric):
+            answers = generate(testbed_model, rows, DPS(heads, gamma), max_new_tokens=8)
+            return np.array([metric.score(e, a.text) for e, a in zip(rows, answers, strict=True)])
+
+        for cls, sets in named.items():
+            for gamma in (0.5, 2.0):
+                key = {"task": task, "cls": cls, "gamma": gamma}.items()
+                for name, part in (("user_nll", rows), ("neutral_nll", NEUTRAL)):
+                    keep((name, *key), [cost(part, heads, gamma) for heads in sets], part)
+                gains = [score(heads, gamma) - score(HeadSet(()), 1.0) for heads in sets]
+                keep(("gain", *key), gains, rows)
+    wanted = dict(zip(p, stats.holm(list(p.values())), strict=True))
+    assert len(p) == table.attrs["tests"] == 24 and len(set(p.values())) > 3
+    for (name, *key), value in wanted.items():
+        assert float(table[f"{name}_p"].sel(dict(key))) == pytest.approx(value, abs=1e-12)
+
+
+def test_holm_goes_over_all_columns_of_a_table():
+    # Sorted .005 .01 .03 .04 times 4 3 2 1 is .02 .03 .06 .04; the last may not fall below .06.
+    table = xr.Dataset({"a_p": ("x", [0.01, 0.04]), "b_p": (("y", "x"), [[0.03, 0.005]])})
+    found = adjusted(table, ("a", "b"))
+    np.testing.assert_allclose(found["a_p"], [0.03, 0.06], rtol=1e-12)
+    np.testing.assert_allclose(found["b_p"], [[0.06, 0.02]], rtol=1e-12)
+    assert found.attrs == {"tests": 4}
+
+
 def test_strengths_are_sorted_and_one_word_answers_have_no_pairs_of_words(table):
     assert table["gamma"].values.tolist() == [0.5, 2.0]
     assert table["distinct2"].sel(task="testbed-tag").isnull().all()
@@ -183,32 +226,41 @@ def test_a_word_out_of_place_does_not_agree():
 
 
 def by_hand(gain, cost, better="higher"):
-    """A table of one task and class; each number is given with its ends."""
+    """A table of one task and class; each number is given with its ends and adjusted p."""
     gammas = [0.5, 1.0]
     columns = {"gain": gain, "neutral_nll": cost}
     data = {
         f"{name}{end}": (("task", "cls", "gamma"), [[[row[i] for row in rows]]])
         for name, rows in columns.items()
-        for i, end in enumerate(("", "_low", "_high"))
+        for i, end in enumerate(("", "_low", "_high", "_p"))
     }
     data["agreement"] = (("task", "cls", "gamma"), [[[0.9, 0.25]]])
     data["metric_name"], data["better"] = ("task", ["accuracy"]), ("task", [better])
-    return xr.Dataset(data, {"task": ["tag"], "cls": ["preference"], "gamma": gammas})
+    coords = {"task": ["tag"], "cls": ["preference"], "gamma": gammas}
+    return xr.Dataset(data, coords, {"level": 0.95, "tests": 6})
 
 
 def test_lines_name_an_effect_only_where_its_interval_leaves_zero_out():
-    nothing, up = (0.1, -0.1, 0.2), (0.2, 0.1, 0.3)
-    (said,) = module.lines(by_hand([nothing, nothing], [nothing, nothing]))
+    nothing, up = (0.1, -0.1, 0.2, 0.001), (0.2, 0.1, 0.3, 0.04)
+    said, named = module.lines(by_hand([nothing, nothing], [nothing, nothing]))
     assert said == (
         "tag, steered with preference heads: accuracy: no effect shown at any gamma; loss on "
         "neutral text: no change shown at any gamma; at gamma = 1, 25% of the answers are the "
         "plain model's."
     )
-    (said,) = module.lines(by_hand([up, nothing], [nothing, up]))
+    assert "adjusted for the 6 tests of this table (Holm), is at most 0.05." in named
+    said, _ = module.lines(by_hand([up, nothing], [nothing, up]))
     assert "better at gamma = 0.5, by +0.200 at 0.5 (95 % interval +0.100 to +0.300)" in said
     assert "loss on neutral text: higher at gamma = 1, by +0.200 at 1 (95" in said
-    (said,) = module.lines(by_hand([up, up], [nothing, nothing], better="lower"))
+    said, _ = module.lines(by_hand([up, up], [nothing, nothing], better="lower"))
     assert "accuracy: worse at gamma = 0.5, 1, by +0.200 at 1 (95" in said
+
+
+def test_an_effect_that_is_one_of_many_tests_is_not_named():
+    one_of_many, down = (0.2, 0.1, 0.3, 0.06), (-0.2, -0.3, -0.1, 0.01)
+    said, _ = module.lines(by_hand([one_of_many, down], [one_of_many, one_of_many]))
+    assert "accuracy: worse at gamma = 1, by -0.200 at 1 (95" in said
+    assert "loss on neutral text: no change shown at any gamma" in said
 
 
 def test_bad_input_is_refused_before_any_pass(testbed_model, examples):

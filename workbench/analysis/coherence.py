@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 GAMMAS = (0.25, 0.5, 1.0, 2.0)
+TESTED = ("user_nll", "neutral_nll", "gain")
+"""The changes that are tested, all of a table as one family."""
 
 
 @torch.inference_mode()
@@ -214,8 +216,9 @@ def coherence(
         and `gain` = metric - plain; `agreement`, the share of answers that equal the plain
         model's, and `word_agreement`, that of words at their place; `repetition`, the share of
         4-grams that stood in the answer before; all with `_low` and `_high`, 95 % intervals from
-        resampled users, paired for changes; `distinct2`, the share of distinct 2-grams in all
-        answers together, NaN where no answer has two words. For each task the plain model's
+        resampled users, paired for changes; of the changes also `_p`, the sign-flip p, adjusted
+        for all of them in the table; `distinct2`, the share of distinct 2-grams in all answers
+        together, NaN where no answer has two words. For each task the plain model's
         `plain` (metric), `plain_repetition`, `plain_distinct2`, `plain_user_nll` and
         `plain_neutral_nll`. Agreement, repetition and variety are of answers to the users.
 
@@ -239,7 +242,42 @@ def coherence(
             parts.append(_task(answers, own, general, sets[task], strengths, seed, bar))
     table = xr.concat(parts, dim="task").assign_coords(task=tasks, cls=names, gamma=strengths)
     table.attrs.update(units="nats/token", level=0.95, seed=seed)
-    return table
+    return adjusted(table, TESTED)
+
+
+def adjusted(table: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
+    """The table with the p of some columns adjusted after Holm, all their cells one family.
+
+    Args:
+        table: With a column `{name}_p` of plain p for each name.
+        names: The tested changes.
+
+    Returns:
+        The same table; `tests` among its attributes is the number of tests.
+    """
+    columns = [table[f"{name}_p"] for name in names]
+    p = stats.holm(np.concatenate([column.values.ravel() for column in columns]))
+    parts = np.split(p, np.cumsum([column.size for column in columns])[:-1])
+    found = {
+        f"{name}_p": (column.dims, part.reshape(column.shape))
+        for name, column, part in zip(names, columns, parts, strict=True)
+    }
+    return table.assign(found).assign_attrs(tests=len(p))
+
+
+def shown(row: xr.Dataset, name: str, alpha: float) -> tuple[NDArray, NDArray]:
+    """Where a change is shown to be above 0, and where below: by its interval and adjusted p."""
+    likely = row[f"{name}_p"].values <= alpha
+    return likely & (row[f"{name}_low"].values > 0), likely & (row[f"{name}_high"].values < 0)
+
+
+def tested_line(table: xr.Dataset) -> str:
+    """By what an effect of the table is named."""
+    level = table.attrs["level"]
+    return (
+        f"An effect is named where its {level:.0%} interval leaves 0 out and its p, adjusted for "
+        f"the {int(table.attrs['tests'])} tests of this table (Holm), is at most {1 - level:.2g}."
+    )
 
 
 def _task(
@@ -273,7 +311,10 @@ def _task(
         for name in each[0]:
             values = np.mean([numbers[name] for numbers in each], axis=0)
             users = general.users if name == "neutral_nll" else own.users
-            for end, found in _with_ends(name, values, users, seed):
+            ends = dict(_with_ends(name, values, users, seed))
+            if name in TESTED:
+                ends[f"{name}_p"] = np.array([stats.sign_flip_p(v, users, seed) for v in values])
+            for end, found in ends.items():
                 shape = (len(sets), len(gammas))
                 columns.setdefault(end, np.full(shape, np.nan))[row] = found
     return xr.Dataset(
@@ -331,30 +372,35 @@ def _with_ends(
 
 
 def lines(table: xr.Dataset) -> list[str]:
-    """At which strengths steering is shown to gain and to cost, a task and class a line."""
+    """At which strengths steering is shown to gain and to cost, a task and class a line.
+
+    The last line says by what an effect is named.
+    """
     said = []
+    alpha = 1 - table.attrs["level"]
     for task in table["task"].values.tolist():
         for cls in table["cls"].values.tolist():
             row = table.sel(task=task, cls=cls)
             better = (
                 ("better", "worse") if row["better"].item() == "higher" else ("worse", "better")
             )
-            gain = _shown(row, "gain", *better) or "no effect shown at any gamma"
-            cost = _shown(row, "neutral_nll", "higher", "lower") or "no change shown at any gamma"
+            gain = _shown(row, "gain", alpha, better) or "no effect shown at any gamma"
+            cost = _shown(row, "neutral_nll", alpha, ("higher", "lower"))
             said.append(
                 f"{task}, steered with {cls} heads: {row['metric_name'].item()}: {gain}; loss on "
-                f"neutral text: {cost}; at gamma = {row['gamma'].values[-1]:g}, "
-                f"{float(row['agreement'][-1]):.0%} of the answers are the plain model's."
+                f"neutral text: {cost or 'no change shown at any gamma'}; at gamma = "
+                f"{row['gamma'].values[-1]:g}, {float(row['agreement'][-1]):.0%} of the answers "
+                "are the plain model's."
             )
-    return said
+    return [*said, tested_line(table)]
 
 
-def _shown(row: xr.Dataset, name: str, above: str, below: str) -> str:
+def _shown(row: xr.Dataset, name: str, alpha: float, words: tuple[str, str]) -> str:
     """The strengths at which a number is shown to lie above or below 0; the largest with ends."""
     value, low, high = (row[f"{name}{end}"].values for end in ("", "_low", "_high"))
     gammas = row["gamma"].values
     parts = []
-    for word, found in ((above, low > 0), (below, high < 0)):
+    for word, found in zip(words, shown(row, name, alpha), strict=True):
         if found.any():
             last = int(np.flatnonzero(found)[-1])
             at = ", ".join(f"{gamma:g}" for gamma in gammas[found])
