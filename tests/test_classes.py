@@ -8,9 +8,9 @@ import xarray as xr
 from test_controls import noise, scores_of
 
 import workbench as wb
-from workbench import tables
+from workbench import stats, tables
 from workbench.analysis import classes as module
-from workbench.analysis.classes import class_effects, head_classes
+from workbench.analysis.classes import TESTED, class_effects, halved, head_classes
 from workbench.analysis.controls import specificity
 from workbench.batches import losses
 from workbench.data.neutral import neutral_examples
@@ -113,28 +113,33 @@ def test_effects_are_those_of_plain_loops(testbed_model, examples, neutral, tabl
     def nll(rows, heads):
         prompts = build_prompts(rows, testbed_model.tokenizer, 256)
         with head_gates(testbed_model, heads.gates(heads_per_layer(testbed_model))):
-            return float(losses(testbed_model, prompts).mean())
+            return losses(testbed_model, prompts).numpy()
 
     def score(contrast):
         answers = wb.generate(testbed_model, examples, contrast, max_new_tokens=3)
-        return metric.value(examples, [a.text for a in answers])
+        return np.array([metric.score(e, a.text) for e, a in zip(examples, answers, strict=True)])
 
+    plain, p = score(None), {}
     for cls, sets in SETS[TAG].items():
         row = table.sel(task=TAG, cls=cls)
         for name, rows in (("user_loss", examples), ("neutral_loss", neutral)):
-            wanted = np.mean([nll(rows, heads) for heads in sets]) - nll(rows, HeadSet(()))
-            assert float(row[name]) == pytest.approx(wanted, abs=1e-5)
-        ablated = np.mean([score(wb.Ablated(heads)) for heads in sets])
-        steered = [score(wb.DPS(heads, 1.0)) for heads in sets]
-        assert float(row["metric_ablated"]) == pytest.approx(ablated, abs=1e-12)
-        assert float(row["metric_dps"]) == pytest.approx(np.mean(steered), abs=1e-12)
-        plain = score(None)
-        assert float(row["plain"]) == pytest.approx(plain, abs=1e-12)
-        assert float(row["change_dps"]) == pytest.approx(np.mean(steered) - plain, abs=1e-12)
-        assert float(row["change_ablated"]) == pytest.approx(ablated - plain, abs=1e-12)
+            change = np.mean([nll(rows, h) - nll(rows, HeadSet(())) for h in sets], axis=0)
+            assert float(row[name]) == pytest.approx(change.mean(), abs=1e-5)
+            p[cls, name] = stats.sign_flip_p(change, [e.user for e in rows])
+        assert float(row["plain"]) == pytest.approx(plain.mean(), abs=1e-12)
+        for name, contrast in (("ablated", wb.Ablated), ("dps", lambda h: wb.DPS(h, 1.0))):
+            scored = np.mean([score(contrast(heads)) for heads in sets], axis=0)
+            assert float(row[f"metric_{name}"]) == pytest.approx(scored.mean(), abs=1e-12)
+            change = scored - plain
+            assert float(row[f"change_{name}"]) == pytest.approx(change.mean(), abs=1e-12)
+            p[cls, f"change_{name}"] = stats.sign_flip_p(change, [e.user for e in examples])
         assert row["user_loss_low"] <= row["user_loss"] <= row["user_loss_high"]
-    random = [score(wb.DPS(heads, 1.0)) for heads in SETS[TAG]["random"]]
-    best = score(wb.DPS(SETS[TAG]["preference"][0], 1.0))
+    # All 8 tests are one family.
+    for (cls, name), value in zip(p, stats.holm(list(p.values())), strict=True):
+        assert float(table[f"{name}_p"].sel(task=TAG, cls=cls)) == pytest.approx(value, abs=1e-12)
+    assert len(p) == table.attrs["tests"] == 8 and min(p.values()) < 0.06
+    random = [score(wb.DPS(heads, 1.0)).mean() for heads in SETS[TAG]["random"]]
+    best = score(wb.DPS(SETS[TAG]["preference"][0], 1.0)).mean()
     assert int(table["beaten"].sel(cls="preference")[0]) == sum(best > one for one in random)
     assert [int(table[n][0]) for n in ("examples", "users", "neutral_examples")] == [24, 6, 6]
 
@@ -164,23 +169,88 @@ def test_heads_found_on_these_users_are_refused(testbed_model, examples, neutral
         class_effects(testbed_model, examples, neutral, SETS, found_on=[examples[0].user])
 
 
-def test_lines_name_an_effect_only_where_its_interval_leaves_zero_out(table):
+def test_halves_of_the_neutral_text_share_no_user_and_hold_every_task(neutral):
+    first, second = halved(neutral, seed=3)
+    assert (first, second) == halved(neutral, seed=3) != halved(neutral, seed=4)
+    assert sorted(e.name for e in (*first, *second)) == sorted(e.name for e in neutral)
+    assert not {e.user for e in first} & {e.user for e in second}
+    assert {e.task for e in first} == {e.task for e in second} == {e.task for e in neutral}
+    of_one_user = [*neutral, *neutral]
+    assert [len(half) for half in halved(of_one_user)] == [6, 6]
+    assert [len(half) for half in halved(neutral_examples("builtin", 5))] == [2, 3]
+    with pytest.raises(InputError, match="1 passages of neutral text can't be halved"):
+        halved(neutral[:1])
+
+
+def test_chance_makes_no_capability_heads_on_the_other_half():
+    # No head does anything to this text: those that seem to on some passages don't on others.
+    noisy = np.random.default_rng(9).normal(size=(60, 2, 20))
+    run = scores_of(noisy, "text", "p")
+    examples = [
+        wb.Example(str(i), user, "text", query="q", target="t", profile=())
+        for i, user in enumerate(run.data["user"].values.tolist())
+    ]
+    chosen, other = (run.select(users=sorted({e.user for e in half})) for half in halved(examples))
+    top = chosen.top(4, "all")["all"]
+    seen, there = (
+        np.mean([one.data["pcs"].mean("example").values[h.layer, h.head] for h in top])
+        for one in (chosen, other)
+    )
+    # A mean of 30 has a spread of .18, that of four such .09.
+    assert seen > 0.25 and abs(there) < 0.25
+
+
+def test_passages_that_heads_were_chosen_on_are_refused(testbed_model, examples, neutral):
+    with pytest.raises(InputError, match=r"chosen on 1 of these passages, .*the other half"):
+        class_effects(
+            *(testbed_model, examples, neutral, SETS),
+            **{"found_on": [], "chosen_on": [neutral[2].user, "somebody"]},
+        )
+
+
+def by_hand(table, p):
+    """The first class of a table, with made numbers: (change, ends, adjusted p)."""
     row = table.isel(cls=[0]).copy(deep=True)
     values = {
-        "user_loss": (0.3, 0.1, 0.5),
-        "neutral_loss": (0.3, -0.1, 0.5),
-        "change_dps": (-0.2, -0.3, -0.1),
+        "user_loss": (0.3, 0.1, 0.5, p),
+        "neutral_loss": (0.3, -0.1, 0.5, 0.001),
+        "change_dps": (-0.2, -0.3, -0.1, p),
     }
     for name, numbers in values.items():
-        for end, value in zip(("", "_low", "_high"), numbers, strict=True):
+        for end, value in zip(("", "_low", "_high", "_p"), numbers, strict=True):
             row[f"{name}{end}"][:] = value
     row["beaten"][:] = 1
-    (said,) = module.lines(row)
+    return row
+
+
+def test_lines_name_an_effect_only_where_its_interval_leaves_zero_out(table):
+    row = by_hand(table, p=0.04)
+    said, named = module.lines(row)
     assert said == (
         "testbed-tag, preference heads: removed, the loss on the users' text is higher: +0.300 "
         "nats per token (95 % interval +0.100 to +0.500) and on neutral text not shown to change: "
         "+0.300 nats per token (95 % interval -0.100 to +0.500); steered with (gamma = 1), "
         "accuracy is worse: -0.200 (95 % interval -0.300 to -0.100), ahead of 1 of 2 random sets."
     )
+    assert named == (
+        "An effect is named where its 95% interval leaves 0 out and its p, adjusted for the 8 "
+        "tests of this table (Holm), is at most 0.05."
+    )
     row["better"][:] = "lower"
     assert "accuracy is better: -0.200" in module.lines(row)[0]
+
+
+def test_an_effect_that_is_one_of_many_tests_is_not_named(table):
+    said = module.lines(by_hand(table, p=0.06))[0]
+    assert "users' text is not shown to change: +0.300" in said
+    assert "accuracy is not shown to change: -0.200" in said
+    assert {f"{name}_p" for name in TESTED} <= set(table)
+
+
+def test_lines_say_whether_capability_heads_were_chosen_on_this_text(table):
+    row = by_hand(table, 0.5).assign_coords(cls=["capability"])
+    assert "may have been chosen on the very passages" in module.lines(row)[-1]
+    row.attrs["apart"] = True
+    assert module.lines(row)[-1] == (
+        "No head was chosen on the 6 passages of neutral text measured here."
+    )

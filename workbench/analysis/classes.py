@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from workbench import stats
 from workbench.analysis.answers import Answers
-from workbench.analysis.coherence import Losses, check_sets
+from workbench.analysis.coherence import Losses, adjusted, check_sets, shown, tested_line
 from workbench.analysis.controls import RANDOM, Classes, check_model, need_scores, within
 from workbench.analysis.sweep import beaten_draws
 from workbench.data.examples import Example
@@ -39,6 +39,43 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 STRANGER = "stranger"
+TESTED = ("user_loss", "neutral_loss", "change_ablated", "change_dps")
+"""The changes that are tested, all of a table as one family."""
+
+
+def halved(neutral: Sequence[Example], seed: int = 0) -> tuple[list[Example], list[Example]]:
+    """Neutral text in two halves: to choose capability heads on, and to measure classes on.
+
+    The heads that hurt most on some passages hurt there by luck as well. On the other half that
+    luck is gone, and all classes are measured alike.
+
+    Args:
+        neutral: Text that has no user, as of `neutral_examples`.
+        seed: Of the draw.
+
+    Returns:
+        Those to choose on and those to measure on, in their order. No user is in both; of each
+        task there are as many on both sides, or one more to measure on.
+
+    Raises:
+        InputError: No task has passages of two users.
+    """
+    rng = np.random.default_rng((seed, 1))
+    by_task: dict[str, list[str]] = {}
+    for user, task in {example.user: example.task for example in neutral}.items():
+        by_task.setdefault(task, []).append(user)
+    chosen = {
+        str(user)
+        for users in by_task.values()
+        for user in rng.permutation(sorted(users))[: len(users) // 2]
+    }
+    if not chosen:
+        raise InputError(
+            f"{len(neutral)} passages of neutral text can't be halved: a task needs two or more, "
+            "one to choose capability heads on and one to measure them on; give more"
+        )
+    first = [example for example in neutral if example.user in chosen]
+    return first, [example for example in neutral if example.user not in chosen]
 
 
 def head_classes(
@@ -57,7 +94,8 @@ def head_classes(
     Args:
         own: PCS behind the users' own profiles.
         specific: `specificity` by task, with the counterfactual `stranger`.
-        neutral: Scores on text that has no user.
+        neutral: Scores on text that has no user; of `halved` the first half, so that the other
+            is left for `class_effects`.
         k: Heads in a set.
         induction: `induction_scores`; None leaves the class out.
         retrieval: Retrieval heads, the highest first, of which K are taken; None leaves the
@@ -114,6 +152,7 @@ def class_effects(
     gamma: float = 0.5,
     *,
     found_on: Collection[str],
+    chosen_on: Collection[str] | None = None,
     prompt: PromptSettings | None = None,
     folder: Path | str | None = None,
     batch_tokens: int = 16384,
@@ -126,10 +165,12 @@ def class_effects(
     Args:
         model: From `load_model`.
         evaluation: Examples of users on whom no head was found.
-        neutral: Text that has no user.
+        neutral: Text that has no user; of `halved` the second half.
         classes: From `head_classes`.
         gamma: Strength of DPS.
         found_on: Users on whom the heads were found.
+        chosen_on: Users of the neutral text on which capability heads were chosen; None if not
+            known, and then the words say so.
         prompt: How prompts are built.
         folder: Keep answers and losses there; the same call then goes on where it stopped.
         batch_tokens: Most tokens of a batch.
@@ -143,13 +184,20 @@ def class_effects(
         and `metric_dps`, and `change_ablated` and `change_dps`, these less `plain`; all with
         `_low` and `_high`, 95 % intervals from resampled users, paired for changes. Of random
         heads it is the mean over draws. `beaten`: of how many random sets DPS with the class is
-        better. For each task `plain`, `plain_user_nll` and `plain_neutral_nll`, the plain
+        better. Of the changes also `_p`, the sign-flip p, adjusted after Holm for all of them in
+        the table. For each task `plain`, `plain_user_nll` and `plain_neutral_nll`, the plain
         model's.
 
     Raises:
-        InputError: What `coherence.check_sets` and `Answers` refuse.
+        InputError: Capability heads were chosen on a passage of `neutral`, or what
+            `coherence.check_sets` and `Answers` refuse.
     """
     tasks = check_sets(classes, evaluation, neutral, found_on)
+    if shared := {example.user for example in neutral} & set(chosen_on or ()):
+        raise InputError(
+            f"capability heads were chosen on {len(shared)} of these passages, {min(shared)} "
+            "among them; measure on the other half (halved)"
+        )
     place = Path(folder) if folder is not None else None
     general = Losses(model, neutral, prompt, place, batch_tokens)
     total = sum(len(members) for task in tasks for members in classes[task].values())
@@ -168,7 +216,8 @@ def class_effects(
     table = xr.concat(parts, dim="task").assign_coords(task=tasks, cls=names)
     draws = len(classes[tasks[0]].get(RANDOM, ()))
     table.attrs.update(units="nats/token", level=0.95, gamma=gamma, draws=draws, seed=seed)
-    return table
+    table.attrs["apart"] = chosen_on is not None
+    return adjusted(table, TESTED)
 
 
 @dataclass(frozen=True)
@@ -220,6 +269,9 @@ def _task(
             found = stats.estimate(values, users, seed=seed)
             for end, value in (("", found.mean), ("_low", found.low), ("_high", found.high)):
                 columns.setdefault(name + end, []).append(value)
+            if name in TESTED:
+                p = stats.sign_flip_p(values, users, seed)
+                columns.setdefault(f"{name}_p", []).append(p)
     random, better = means.get(RANDOM, np.array([])), bench.metric.better
     base = stats.estimate(plain, bench.own.users, seed=seed)
     return xr.Dataset(
@@ -246,34 +298,55 @@ def _task(
 
 
 def lines(table: xr.Dataset) -> list[str]:
-    """What removing and steering with each class does, a task and class a line."""
+    """What removing and steering with each class does, a task and class a line.
+
+    The last lines say by what an effect is named, and on which neutral text.
+    """
     said = []
+    alpha = 1 - table.attrs["level"]
     for task in table["task"].values.tolist():
         for cls in table["cls"].values.tolist():
             row = table.sel(task=task, cls=cls)
             draws = int(table.attrs["draws"])
+            words = ("better", "worse")[:: 1 if row["better"].item() == "higher" else -1]
             text = (
                 f"{task}, {cls} heads: removed, the loss on the users' text is "
-                f"{_nats(row, 'user_loss')} and on neutral text {_nats(row, 'neutral_loss')}; "
-                f"steered with (gamma = {table.attrs['gamma']:g}), {row['metric'].item()} is "
-                f"{_effect(row)}"
+                f"{_nats(row, 'user_loss', alpha)} and on neutral text "
+                f"{_nats(row, 'neutral_loss', alpha)}; steered with (gamma = "
+                f"{table.attrs['gamma']:g}), {row['metric'].item()} is "
+                f"{_word(row, 'change_dps', alpha, words)}: "
+                f"{_span(row, 'change_dps')}"
             )
             if cls != RANDOM and draws:
                 text += f", ahead of {int(row['beaten'])} of {draws} random sets"
             said.append(text + ".")
+    said.append(tested_line(table))
+    if "capability" in table["cls"].values:
+        said.append(_neutral_line(table))
     return said
 
 
-def _nats(row: xr.Dataset, name: str) -> str:
+def _neutral_line(table: xr.Dataset) -> str:
+    passages = int(table["neutral_examples"].values.max())
+    if table.attrs["apart"]:
+        return f"No head was chosen on the {passages} passages of neutral text measured here."
+    return (
+        "Capability heads may have been chosen on the very passages measured here: what removing "
+        "them does to neutral text then looks larger than it is."
+    )
+
+
+def _word(row: xr.Dataset, name: str, alpha: float, words: Sequence[str]) -> str:
+    """The first word where a change is shown to be above 0, the second where below."""
+    above, below = shown(row, name, alpha)
+    return words[0] if above else words[1] if below else "not shown to change"
+
+
+def _span(row: xr.Dataset, name: str, unit: str = "") -> str:
     value, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
-    word = "higher" if low > 0 else "lower" if high < 0 else "not shown to change"
-    return f"{word}: {value:+.3f} nats per token {within(low, high)}"
+    return f"{value:+.3f}{unit} {within(low, high)}"
 
 
-def _effect(row: xr.Dataset) -> str:
-    value, low, high = (float(row[f"change_dps{end}"]) for end in ("", "_low", "_high"))
-    sign = 1 if row["better"].item() == "higher" else -1
-    word = "not shown to change"
-    if low > 0 or high < 0:
-        word = "better" if value * sign > 0 else "worse"
-    return f"{word}: {value:+.3f} {within(low, high)}"
+def _nats(row: xr.Dataset, name: str, alpha: float) -> str:
+    word = _word(row, name, alpha, ("higher", "lower"))
+    return f"{word}: {_span(row, name, ' nats per token')}"
