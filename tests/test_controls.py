@@ -106,6 +106,14 @@ def test_a_task_of_one_user_takes_no_strangers_profile_from_the_others(pair):
     specific_heads(table)  # draws the empty group too
 
 
+def test_a_missing_task_of_several_users_is_refused(pair):
+    own, other = pair
+    more = scores_of(noise(8, users=2), "LaMP-5", "v").data
+    own = HeadScores(xr.concat([more, own.data], "example"), {})
+    with pytest.raises(InputError, match=r"stranger run is of other examples .LaMP-5/v0 is in one"):
+        specificity(own, {"stranger": other}, k=2)
+
+
 def test_all_examples_together_are_judged_by_those_with_a_stranger(pair):
     own, other = two_tasks(pair)
     table = specificity(own, {"stranger": other}, by="all", k=2).isel(counterfactual=0, group=0)
