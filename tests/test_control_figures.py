@@ -126,6 +126,22 @@ def test_a_point_lies_at_its_damage_to_both_texts_in_its_class_colour():
     assert len(others.x) == 6 and others.marker.color == OTHER
 
 
+def test_the_subtitle_says_that_classes_were_chosen_by_these_scores():
+    table = make_damage()
+    said = "classes chosen by these scores stand too far out"
+    assert said in damage(table).layout.title.subtitle.text
+    table["cls"][:] = ""
+    assert said not in damage(table).layout.title.subtitle.text
+
+
+def test_a_head_that_is_bounded_on_one_side_says_so():
+    table = make_specific()
+    table["low"][:, :, 0, 0], table["high"][:, :, 1, 1] = np.nan, np.nan
+    cells = [t.hovertext for t in specific_heads(table).data if t.type == "heatmap"][1]
+    assert "-0.0500, 95 % at most +0.1000<br>" in cells[0][0]
+    assert "95 % at least" in cells[1][1] and "nan" not in str(cells)
+
+
 def test_the_diagonal_is_where_both_damages_are_equal():
     figure = damage(make_damage())
     (line,) = named(figure, "equal damage")

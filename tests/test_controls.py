@@ -281,7 +281,10 @@ def test_lines_say_how_many_heads_and_how_much_of_the_score(pair):
         "heads). What goes with the profile is 3"
     )
     assert "of the PCS of the top 2 (95 % interval" in first
-    assert last.endswith("1 of the 2 preference heads are capability heads as well.")
+    assert last.endswith(
+        "1 of the 2 preference heads are capability heads as well; both classes were chosen by "
+        "these scores, and their heads stand too far out by luck."
+    )
 
 
 def test_a_share_whose_interval_holds_zero_is_not_claimed(pair):

@@ -209,6 +209,11 @@ def damage(
         by commas; empty where there is none. For each group `correlation`, Spearman's between
         the two, with its interval: near 1, PCS ranks heads as general damage does.
 
+        The means are plain ones of all examples. Where the classes were found by these same
+        scores, their heads are the luckiest of them and stand too far out, upwards those of PCS,
+        to the right those of the neutral text; what a class costs by itself is for
+        `workbench.analysis.classes.class_effects`, on other examples.
+
     Raises:
         InputError: The runs are of different models, were screened, or hold no scores.
     """
@@ -387,5 +392,8 @@ def _damage_sentence(part: xr.Dataset) -> str:
     chosen = [entry for entry in names if "preference" in entry]
     if any("capability" in entry for entry in names):
         both = sum("capability" in entry for entry in chosen)
-        text += f" {both} of the {len(chosen)} preference heads are capability heads as well."
+        text += (
+            f" {both} of the {len(chosen)} preference heads are capability heads as well; both "
+            "classes were chosen by these scores, and their heads stand too far out by luck."
+        )
     return text

@@ -47,8 +47,9 @@ def damage(table: xr.Dataset) -> go.Figure:
         table: From `workbench.analysis.controls.damage`.
 
     Returns:
-        A panel a group. Colours are head classes, the first that a head belongs to; whiskers are
-        95 % intervals of each head by itself. On the diagonal, removing a head costs both texts
+        A panel a group. Colours are head classes, the first that a head belongs to, and the
+        subtitle says that these were chosen by the scores that are shown; whiskers are 95 %
+        intervals of each head by itself. On the diagonal, removing a head costs both texts
         alike; above it, the users' text more.
 
     Raises:
@@ -82,12 +83,14 @@ def damage(table: xr.Dataset) -> go.Figure:
     legend_above(figure, grid, 52)
     shown = f"; the first {len(groups)} of {total} groups" if total > len(groups) else ""
     size = count(int(table["neutral_examples"].values[0]), "passage")
+    classed = bool((table["cls"].values != "").any())
     return finish(
         figure,
         "Preference or damage: what removing each head costs",
         [
             f"rise of the loss, {UNITS}; neutral text: {size}{shown}; whiskers: 95 % intervals",
-            "above the diagonal the users' text suffers more, on it both texts alike",
+            "above the diagonal the users' text suffers more"
+            + ("; classes chosen by these scores stand too far out" if classed else ""),
         ],
     )
 
@@ -305,10 +308,11 @@ def _cell_hover(head: Head, mean: float, *tested: float) -> str:
         return f"<b>{head}</b> {mean:+.4f} {UNITS}"
     low, high, p = tested
     adjusted = "" if missing(p) else f"<br>adjusted p = {p:.3g}"
-    return (
-        f"<b>{head}</b> {interval(mean, low, high, '+.4f')}<br>{UNITS}, all heads together"
-        f"{adjusted}"
-    )
+    span = interval(mean, low, high, "+.4f")
+    if missing(low) != missing(high):  # the users bound it on one side only
+        side, end = ("at most", high) if missing(low) else ("at least", low)
+        span = f"{mean:+.4f}, 95 % {side} {end:+.4f}"
+    return f"<b>{head}</b> {span}<br>{UNITS}, all heads together{adjusted}"
 
 
 def _frames(part: xr.Dataset, cell: float) -> go.Scatter:
