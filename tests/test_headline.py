@@ -35,10 +35,15 @@ def recurrence(firm):
     return xr.Dataset({"firm": ("group", [firm])}, coords={"group": ["t"]})
 
 
-def classes(user, nobody):
+def classes(user, nobody, p=0.01):
     row = {}
     for name, ends in (("user_loss", user), ("neutral_loss", nobody)):
-        row |= {name: sum(ends) / 2, f"{name}_low": ends[0], f"{name}_high": ends[1]}
+        row |= {
+            name: sum(ends) / 2,
+            f"{name}_low": ends[0],
+            f"{name}_high": ends[1],
+            f"{name}_p": p,
+        }
     return xr.Dataset(
         {name: (("task", "cls"), [[value]]) for name, value in row.items()},
         coords={"task": ["t"], "cls": ["preference"]},
@@ -117,6 +122,11 @@ UP, DOWN, BOTH = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3)
 def test_what_text_loses_is_named_by_its_interval(user, nobody, told):
     tables = {"specificity": specificity([1], [True]), "classes": classes(user, nobody)}
     assert told in headline(tables, 8)[1]
+
+
+def test_what_an_adjusted_p_does_not_carry_is_not_named():
+    tables = {"specificity": specificity([1], [True]), "classes": classes(UP, UP, p=0.06)}
+    assert headline(tables, 8)[1].count("is not shown to change") == 2
 
 
 @pytest.mark.parametrize(

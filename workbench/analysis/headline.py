@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 STRANGER = "stranger"
+LEVEL = 0.95
 # A head that is about the user matters more behind the own profile than behind both.
 AGAINST = (STRANGER, "none")
 BEHIND = {STRANGER: "a stranger's", "none": "no profile"}
@@ -56,7 +57,9 @@ def _signs(found: xr.Dataset) -> tuple[int, int, int]:
 
 
 def _behind(found: xr.Dataset) -> str:
-    return " and than behind ".join(BEHIND[kind] for kind in found["counterfactual"].values.tolist())
+    return " and than behind ".join(
+        BEHIND[kind] for kind in found["counterfactual"].values.tolist()
+    )
 
 
 def _all(found: xr.Dataset) -> str:
@@ -110,7 +113,10 @@ def _loss(row: xr.Dataset, name: str) -> str:
     mean, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
     if math.isnan(low):
         return ""
-    effect = "rises" if low > 0 else "falls" if high < 0 else "is not shown to change"
+    shown = float(row[f"{name}_p"]) <= 1 - LEVEL  # adjusted for all that the table holds
+    effect = "rises" if low > 0 else "falls"
+    if not shown or low <= 0 <= high:
+        effect = "is not shown to change"
     return f"{effect} ({mean:+.3f} nats per token, {low:+.3f} to {high:+.3f})"
 
 

@@ -105,10 +105,11 @@ def _classes(work: Work) -> xr.Dataset:
     return classes.class_effects(
         work.model,
         work.evaluation,
-        work.neutral,
+        work.neutral_halves[1],
         work.head_classes,
         work.settings.gamma,
         found_on=work.found_on,
+        chosen_on=work.chosen_on,
         **work.writing,
     )
 
@@ -121,7 +122,7 @@ def _coherence(work: Work) -> xr.Dataset:
     return coherence.coherence(
         work.model,
         work.evaluation,
-        work.neutral,
+        work.neutral_halves[1],
         chosen,
         work.settings.effort.gammas,
         found_on=work.found_on,

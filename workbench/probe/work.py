@@ -128,6 +128,16 @@ class Work:
         return self.scored("neutral", self.neutral)
 
     @cached_property
+    def neutral_halves(self) -> tuple[list[Example], list[Example]]:
+        """Text without a user to choose capability heads on, and to measure classes on."""
+        return classes.halved(self.neutral, self.settings.seed)
+
+    @property
+    def chosen_on(self) -> set[str]:
+        """The passages on which capability heads were chosen."""
+        return {example.user for example in self.neutral_halves[0]}
+
+    @cached_property
     def head_classes(self) -> dict[str, dict[str, list[HeadSet]]]:
         """Task by task, the classes that preference heads are held against."""
         k, seed = self.settings.k, self.settings.seed
@@ -135,7 +145,7 @@ class Work:
         return classes.head_classes(
             self.scores,
             self.tables["specificity"],
-            self.neutral_scores,
+            self.neutral_scores.select(users=sorted(self.chosen_on)),
             k,
             induction=None if induction is None else induction["induction"],
             retrieval=None
