@@ -254,3 +254,18 @@ def test_lines_say_whether_capability_heads_were_chosen_on_this_text(table):
     assert module.lines(row)[-1] == (
         "No head was chosen on the 6 passages of neutral text measured here."
     )
+
+
+def test_a_task_of_one_user_has_no_classes(made):
+    own, specific, neutral = made
+    twice = xr.concat([specific, specific.assign_coords(group=["lone"])], dim="group")
+    data = xr.concat(
+        [own.data, own.data.assign_coords(task=("example", ["lone"] * own.data.sizes["example"]))],
+        "example",
+    )
+    both = wb.HeadScores(data, own.manifest)
+    twice["specific"].loc[{"group": "lone"}] = np.nan
+    assert set(head_classes(both, twice, neutral, 1)) == {TASK}
+    twice["specific"][:] = np.nan
+    with pytest.raises(InputError, match="every task has a single user"):
+        head_classes(both, twice, neutral, 1)

@@ -105,7 +105,8 @@ def head_classes(
 
     Returns:
         For each task one set a class, in the order of the table above, and `draws` of `random`.
-        A head may be in several classes.
+        A head may be in several classes. A task without a stranger's profile, of a single user,
+        has none.
 
     Raises:
         InputError: K is outside the model, there are fewer retrieval heads, no random set is
@@ -134,6 +135,8 @@ def head_classes(
     for place, (task, preference) in enumerate(own.top(k, "task").items()):
         if task not in against["group"].values:
             raise InputError(f"no specific scores of {task}; take specificity by task")
+        if np.isnan(against.sel(group=task).values).all():
+            continue  # a single user, behind whom there was no stranger
         rng = np.random.default_rng((seed, place))
         found[task] = {
             "preference": [preference],
@@ -141,6 +144,8 @@ def head_classes(
             **{name: [heads] for name, heads in shared.items()},
             RANDOM: [random_matched(preference, own.heads_per_layer, rng) for _ in range(draws)],
         }
+    if not found:
+        raise InputError("every task has a single user, and so no stranger; take more users")
     return found
 
 

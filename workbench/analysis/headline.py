@@ -81,6 +81,8 @@ def _all(found: xr.Dataset) -> str:
 
 def _specific(row: xr.Dataset, k: int) -> str:
     more, less, heads = _signs(row)
+    if not heads:
+        return "Whether any head is about the user can't be told from one user."
     text = f"{more} of {heads} heads are specific to the user"
     text += f" ({less} the other way)." if less else "."
     row = row.sel(counterfactual=STRANGER)

@@ -104,7 +104,7 @@ def _damage(work: Work) -> xr.Dataset:
 def _classes(work: Work) -> xr.Dataset:
     return classes.class_effects(
         work.model,
-        work.evaluation,
+        work.classed,
         work.neutral_halves[1],
         work.head_classes,
         work.settings.gamma,
@@ -121,7 +121,7 @@ def _coherence(work: Work) -> xr.Dataset:
     }
     return coherence.coherence(
         work.model,
-        work.evaluation,
+        work.classed,
         work.neutral_halves[1],
         chosen,
         work.settings.effort.gammas,

@@ -156,6 +156,11 @@ class Work:
         )
 
     @property
+    def classed(self) -> list[Example]:
+        """Examples to measure on, of the tasks that have head classes."""
+        return [example for example in self.evaluation if example.task in self.head_classes]
+
+    @property
     def found_on(self) -> set[str]:
         """The users on whom heads were found."""
         return {example.user for example in self.discovery}
