@@ -370,6 +370,18 @@ def test_a_noisy_set_has_no_interval_and_few_users_have_none():
     assert any("takes two users" in line for line in lines(alone))
 
 
+def test_an_end_that_few_users_leave_open_is_said_to_be_open():
+    table = aspects({"a": made(STRONG)}, k=4)
+    best = np.unravel_index(np.nanargmax(table["pcs"].values[0]), table["pcs"].shape[1:])
+    low = f"{float(table['low'].values[0][best]):+.2g}"
+    table["high"][:] = np.nan
+    assert f"(95 %: at least {low})." in lines(table)[0]
+    table["low"][:] = np.nan
+    assert "(no interval: too few users differ)." in lines(table)[0]
+    few = lines(aspects({"a": made(STRONG, users=5)}, k=4))[0]
+    assert few.endswith("no interval: too few users.")
+
+
 def test_head_sets_of_halves_are_those_of_top_k():
     scores = made(np.linspace(0, 1, 20))
     mean = scores.data["pcs"].values.mean(axis=0)

@@ -328,7 +328,7 @@ def _aspect_line(row: xr.Dataset) -> str:
         f"{row['aspect'].item()}: loss {float(row['nll']):.3g} nats per token "
         f"({int(row['tokens']):,} tokens of {int(row['users'])} users). "
     )
-    if math.isnan(low):
+    if np.isnan(row["p"].values).all():
         few = "a single user" if int(row["users"]) < 2 else "too few users"
         return f"{line}The highest head is {best} with {top:+.2g}; no interval: {few}."
     if float(row["nll"]) < SURE:
@@ -341,8 +341,17 @@ def _aspect_line(row: xr.Dataset) -> str:
     )
     return line + (
         f"Of {heads} heads {helping} are shown to help and {hurting} to hurt, all tested together; "
-        f"the highest is {best} with {top:+.2g} (95 % interval {low:+.2g} to {high:+.2g})."
+        f"the highest is {best} with {top:+.2g} ({_ends(low, high)})."
     )
+
+
+def _ends(low: float, high: float) -> str:
+    """An interval; users who are alike but for a few may bound it on one side only, or on none."""
+    if math.isnan(low) and math.isnan(high):
+        return "no interval: too few users differ"
+    if math.isnan(low) or math.isnan(high):
+        return f"95 %: at {f'most {high:+.2g}' if math.isnan(low) else f'least {low:+.2g}'}"
+    return f"95 % interval {low:+.2g} to {high:+.2g}"
 
 
 def _pair_line(table: xr.Dataset, a: str, b: str) -> str:
