@@ -167,8 +167,13 @@ def test_neutral_cost_is_that_of_the_neutral_text(testbed_model, table):
     assert table["neutral_examples"].values.tolist() == [6, 6]
 
 
-def test_p_of_all_changes_are_those_of_loops_as_one_family(testbed_model, examples, table):
+def test_p_of_all_changes_are_those_of_loops(testbed_model, examples, monkeypatch):
     p = {}
+    # Three users can't have a small p: all 24 would be 1 if adjusted.
+    monkeypatch.setattr(module.stats, "holm", np.asarray)
+    table = coherence(
+        testbed_model, examples, NEUTRAL, SETS, (2.0, 0.5), found_on=(), max_new_tokens=8
+    )
 
     def keep(key, changes, rows):
         p[key] = stats.sign_flip_p(np.mean(changes, axis=0), [e.user for e in rows])
@@ -193,9 +198,8 @@ def test_p_of_all_changes_are_those_of_loops_as_one_family(testbed_model, exampl
                     keep((name, *key), [cost(part, heads, gamma) for heads in sets], part)
                 gains = [score(heads, gamma) - score(HeadSet(()), 1.0) for heads in sets]
                 keep(("gain", *key), gains, rows)
-    wanted = dict(zip(p, stats.holm(list(p.values())), strict=True))
     assert len(p) == table.attrs["tests"] == 24 and len(set(p.values())) > 3
-    for (name, *key), value in wanted.items():
+    for (name, *key), value in p.items():
         assert float(table[f"{name}_p"].sel(dict(key))) == pytest.approx(value, abs=1e-12)
 
 
