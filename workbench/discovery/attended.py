@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import xarray as xr
+from einops import reduce
 
 from workbench.batches import collate, last_logits
 from workbench.data.prompts import Prompt
@@ -51,7 +52,8 @@ def attended(model: TransformerBridge, prompt: Prompt, heads: HeadSet) -> xr.Dat
     def read(layer: int) -> Callable[..., None]:
         def hook(pattern: Tensor, hook: Any) -> None:
             # Position p predicts token p + 1: the row of the last token predicts nothing here.
-            found[layer] = pattern[0, :, -steps - 1 : -1].float().mean(dim=1).cpu()
+            rows = pattern[0, :, -steps - 1 : -1].float().cpu()
+            found[layer] = reduce(rows, "head step position -> head position", "mean")
 
         return hook
 
