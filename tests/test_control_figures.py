@@ -57,7 +57,7 @@ def make_specific(groups=("tag",), kinds=("none", "stranger"), shape=(2, 4)):
     )
 
 
-def make_classes(tasks=("tag",), interval=0.05):
+def make_classes(tasks=("tag",), interval=0.05, p=0.01):
     names = ["preference", "random"]
     shape = (len(tasks), len(names))
     data = {}
@@ -65,6 +65,7 @@ def make_classes(tasks=("tag",), interval=0.05):
     for name, value in means.items():
         for end, step in (("", 0), ("_low", -interval), ("_high", interval)):
             data[name + end] = (("task", "cls"), np.full(shape, value + step))
+        data[f"{name}_p"] = (("task", "cls"), np.full(shape, p))
     return xr.Dataset(
         {
             **data,
@@ -88,6 +89,7 @@ def make_coherence(tasks=("tag", "rating"), gammas=(0.5, 1.0, 2.0), better=("hig
     for name, value in (("gain", 0.1), ("neutral_nll", 0.3), ("user_nll", -0.1)):
         for end, step in (("", 0), ("_low", -0.15), ("_high", 0.15)):
             data[name + end] = (dims, strength * value + step)
+    data["gain_p"] = (dims, np.full(shape, 0.01))
     return xr.Dataset(
         {
             **data,
@@ -228,6 +230,8 @@ def test_each_effect_has_its_row_and_is_filled_only_where_its_interval_leaves_ze
     assert user.x == (0.1, 0.1) and [round(y) for y in user.y] == [0, -1]
     assert user.marker.color == (INK, INK)
     assert neutral.marker.color == steered.marker.color == ("white", "white")
+    (unsure,) = named(class_effects(make_classes(p=0.06)), "loss on users' text")
+    assert unsure.marker.color == ("white", "white")
     assert "<b>preference</b> loss on users' text<br>+0.1000, 95 % [+0.0500" in user.hovertext[0]
     assert figure.layout.xaxis2.title.text == "change of accuracy (higher is better)"
     low, high = figure.layout.xaxis.range

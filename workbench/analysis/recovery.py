@@ -133,8 +133,7 @@ def _find(
     users = own.data["user"].values[rows]
     mean, _, _, p = stats.simultaneous(pcs - counter, users, level, seed)
     floor = own.noise_floor(len(rows)) + other.noise_floor(len(rows))
-    # By p and not by the interval's end: with few users that may be 0 but for its rounding. A
-    # comparison with NaN, where there is no such head or no test, is false.
+    # A comparison with NaN, where there is no such head or no test, is false.
     layers, heads = np.nonzero((p <= 1 - level) & (mean > floor))
     specific = tuple(Head(int(a), int(b)) for a, b in zip(layers, heads, strict=True))
     return {"pcs": top_k(pcs.mean(axis=0), k), "specific": HeadSet(specific)}

@@ -34,7 +34,8 @@ def class_effects(table: xr.Dataset) -> go.Figure:
     Returns:
         A row a task. Left: the rise of the loss on the users' and on neutral text without the
         class. Right: the change of the task's metric without it, and with DPS. Whiskers are 95 %
-        intervals, a marker is filled where its interval leaves 0 out.
+        intervals, a marker is filled where its interval leaves 0 out and its adjusted p is at
+        most .05.
     """
     tasks = table["task"].values.tolist()
     names = table["cls"].values.tolist()
@@ -91,7 +92,7 @@ def class_effects(table: xr.Dataset) -> go.Figure:
         [
             f"random: the mean over {count(draws, 'draw')}; whiskers: 95 % intervals of resampled "
             "users",
-            "filled: the interval leaves 0 out, where the plain model is",
+            "filled: the interval leaves 0 out, where the plain model is, and adjusted p ≤ .05",
         ],
     )
 
@@ -114,7 +115,8 @@ def _effects(
     part: xr.Dataset, name: str, words: str, colour: str, symbol: str, step: float
 ) -> go.Scatter:
     value, low, high = (part[f"{name}{end}"].values.tolist() for end in ("", "_low", "_high"))
-    clear = [a > 0 or b < 0 for a, b in zip(low, high, strict=True)]
+    p = part[f"{name}_p"].values.tolist()
+    clear = [(a > 0 or b < 0) and q <= 0.05 for a, b, q in zip(low, high, p, strict=True)]
     names, heads = part["cls"].values.tolist(), part["heads"].values.tolist()
     return go.Scatter(
         x=value,

@@ -24,7 +24,8 @@ def coherence(table: xr.Dataset) -> go.Figure:
     Returns:
         A panel a task and a curve a class, from the plain model at 0 to the largest gamma. Up is
         always better: where lower values are, the axis is turned around. Whiskers are 95 %
-        intervals; a marker is filled where the gain's leaves 0 out.
+        intervals; a marker is filled where the gain's leaves 0 out and its adjusted p is
+        at most .05.
 
     Raises:
         InputError: There is no task or strength.
@@ -66,7 +67,7 @@ def coherence(table: xr.Dataset) -> go.Figure:
         [
             f"curves over gamma = {gammas} from the plain model; neutral text: {size}",
             "up: better for the users; right: worse for text of nobody; filled: 95 % interval of "
-            "the gain leaves 0 out",
+            "the gain leaves 0 out, adjusted p ≤ .05",
         ],
     )
 
@@ -99,7 +100,8 @@ def _curve(row: xr.Dataset, room: tuple[float, float]) -> go.Scatter:
         [row[f"{name}{end}"].values.tolist() for end in ("", "_low", "_high")]
         for name in ("neutral_nll", "gain")
     )
-    clear = [low > 0 or high < 0 for low, high in zip(*gain[1:], strict=True)]
+    p = row["gain_p"].values.tolist()
+    clear = [(a > 0 or b < 0) and q <= 0.05 for a, b, q in zip(*gain[1:], p, strict=True)]
     # The labels of one curve are enough to read the others by.
     few = len(gammas) if cls == "preference" else 1
     texts = _labels(gammas, list(zip(cost[0], gain[0], strict=True)), few, room)

@@ -40,8 +40,10 @@ def missing(value: float | None) -> bool:
 
 def interval(mean: float, low: float, high: float, spec: str = ".3f") -> str:
     """A mean with its interval, or a word that there is none."""
-    ends = "no interval" if missing(low) else f"95 % [{low:{spec}}, {high:{spec}}]"
-    return f"{mean:{spec}}, {ends}"
+    if missing(low) and missing(high):
+        return f"{mean:{spec}}, no interval"
+    ends = ("open" if missing(end) else f"{end:{spec}}" for end in (low, high))
+    return f"{mean:{spec}}, 95 % [{', '.join(ends)}]"
 
 
 def count(number: int, noun: str) -> str:
