@@ -1,6 +1,7 @@
 """The planted model: what its heads do by their weights, and whether discovery finds them."""
 
 import gc
+import itertools
 import json
 
 import numpy as np
@@ -497,3 +498,9 @@ def test_numbers_that_are_none_are_refused(tmp_path):
         done = command("planted", *wrong, "--out", tmp_path)
         assert isinstance(done.exception, InputError)
         assert "wanted numbers like" in str(done.exception)
+
+
+def test_a_user_shares_no_word_with_the_one_before():
+    made = planted_examples(Grammar(tuple(SLOTS)[:3]), 200)
+    for before, after in itertools.pairwise(made):
+        assert all(before.style[slot] != after.style[slot] for slot in before.style)

@@ -73,9 +73,12 @@ class Grammar:
         parts = zip(self.slots, self.joints, strict=True)
         return " ".join(f"{slot} {taste[slot]} {joint}" for slot, joint in parts)
 
-    def draw_taste(self, rng: random.Random) -> dict[str, str]:
-        """A word for every slot, all equally likely."""
-        return {slot: rng.choice(SLOTS[slot]) for slot in self.slots}
+    def draw_taste(
+        self, rng: random.Random, unlike: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """A word for every slot, all equally likely, but none that somebody else has there."""
+        other = unlike or {}
+        return {s: rng.choice([w for w in SLOTS[s] if w != other.get(s)]) for s in self.slots}
 
 
 def planted_examples(
@@ -92,7 +95,9 @@ def planted_examples(
         seed: Seed of the users and of the noise.
 
     Returns:
-        Examples of the task `text`; `style` holds the user's word for each slot.
+        Examples of the task `text`; `style` holds the user's word for each slot. A user shares no
+        word with the one before: whose profile is taken for a stranger's is one in every slot
+        (but for the last and the first user, who may share some).
 
     Raises:
         InputError: A number is out of range.
@@ -102,11 +107,11 @@ def planted_examples(
             "wanted 1 or more users and examples and a noise of 0 to 1, got "
             f"{users} users, {examples} examples and noise {noise}"
         )
-    made = []
+    made: list[Example] = []
     for number in range(users):
         name = f"planted-{number:04d}"
         rng = random.Random(f"{seed}/planted/{name}")
-        taste = grammar.draw_taste(rng)
+        taste = grammar.draw_taste(rng, unlike=made[-1].style if made else None)
         profile = tuple(
             {"text": grammar.sentence(grammar.draw_taste(rng) if rng.random() < noise else taste)}
             for _ in range(PROFILE)
