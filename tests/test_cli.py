@@ -152,6 +152,7 @@ def test_figures_are_laid_out_as_in_the_paper(probed, browser):
     overlap = json.loads((folder / "run/tables/overlap.json").read_text())
     mean = overlap["data_vars"]["jaccard"]["attrs"]["mean"]
     assert f"mean {mean:.3f} over all pairs of 2 users" in tex
+    assert "nan" not in tex  # two users: a gap without an interval
     page = (folder / "run/paper/figures.html").read_text()
     assert page.index("Figure 3.") < page.index("Figure 4.") < page.index("Figure 6.")
     svg = (folder / "run/paper/figure-4.svg").read_text()

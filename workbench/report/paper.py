@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench import runs
 from workbench.figures.export import draw
@@ -140,7 +140,13 @@ def _page(captions: Mapping[int, str], widths: Mapping[int, float], result: Prob
     )
 
 
-def _span(table: xr.Dataset, name: str, spec: str = ".3f") -> str:
+def _by_task(table: xr.Dataset, values: Callable[[xr.Dataset], str]) -> str:
+    """What is told of each task, behind its name and its metric."""
+    parts = [table.sel(task=task) for task in table["task"].values]
+    return "; ".join(f"{p['task'].item()}, {p['metric'].item()}: {values(p)}" for p in parts)
+
+
+def _span(table: Mapping[str, Any] | xr.Dataset, name: str, spec: str = ".3f") -> str:
     """A mean with its interval, where it has one."""
     mean, low, high = (float(table[name + end]) for end in ("", "_low", "_high"))
     return f"{mean:{spec}}" + ("" if math.isnan(low) else f" [{low:{spec}}, {high:{spec}}]")
@@ -167,39 +173,36 @@ def _overlap(result: Probe) -> str:
         return text
     return text + (
         f" From half of the examples each, two halves of one user overlap by {found['same']:.3f} "
-        f"and halves of two users by {found['others']:.3f}: a gap of {found['gap']:+.3f} "
-        f"[{found['gap_low']:+.3f}, {found['gap_high']:+.3f}]."
+        f"and halves of two users by {found['others']:.3f}: a gap of {_span(found, 'gap', '+.3f')}."
     )
 
 
 def _weights(result: Probe) -> str:
     table = result.tables["weights"]
-    tasks = []
-    for task in table["task"].values.tolist():
-        part = table.sel(task=task)
-        arms = ", ".join(
+
+    def values(part: xr.Dataset) -> str:
+        return ", ".join(
             f"{name} {_span(part.sel(map=name), 'value')}" for name in part["map"].values
         )
-        tasks.append(f"{task}, {part['metric'].item()}: {arms}")
+
     return (
         "Head weights as discovered, the same weights drawn to other heads, and a random mask of "
         f"as many heads, with the metric of DPS (γ = {table.attrs['gamma']:g}) under each. "
-        f"{'; '.join(tasks)}."
+        f"{_by_task(table, values)}."
     )
 
 
 def _sweep(result: Probe) -> str:
     table, k = result.tables["sweep"], result.summary["k"]
-    tasks = []
-    for task in table["task"].values.tolist():
-        part = table.sel(task=task, k=k)
-        tasks.append(
-            f"{task}, {part['metric'].item()}: plain {_span(part, 'plain')}, DPS "
-            f"{_span(part, 'dps')}, random {_span(part, 'random')}"
-        )
+
+    def values(part: xr.Dataset) -> str:
+        names = {"plain": "plain", "DPS": "dps", "random": "random"}
+        return ", ".join(f"{word} {_span(part, name)}" for word, name in names.items())
+
     return (
         "Performance against the number of heads K, with 95 % intervals over users, and the "
-        f"overlap of the sets. At K = {k}, γ = {table.attrs['gamma']:g}: {'; '.join(tasks)}."
+        f"overlap of the sets. At K = {k}, γ = {table.attrs['gamma']:g}: "
+        f"{_by_task(table.sel(k=k), values)}."
     )
 
 
@@ -223,18 +226,15 @@ def _examples(result: Probe) -> str:
 
 def _routing(result: Probe) -> str:
     table = result.tables["routing"]
-    tasks = []
-    for task in table["task"].values.tolist():
-        part = table.sel(task=task)
-        arms = ", ".join(
-            f"{name} {_span(part.sel(arm=name), 'value')}"
-            for name in ("plain", "global", "hard", "soft")
-        )
-        entropy = float(part["entropy"].sel(arm="soft"))
-        tasks.append(f"{task}, {part['metric'].item()}: {arms}; routing entropy {entropy:.3f}")
+
+    def values(part: xr.Dataset) -> str:
+        arms = ("plain", "global", "hard", "soft")
+        told = ", ".join(f"{name} {_span(part.sel(arm=name), 'value')}" for name in arms)
+        return f"{told} (routing entropy {float(part['entropy'].sel(arm='soft')):.3f})"
+
     return (
         f"Hard against soft routing of users to head weights of their clusters, beside one global "
-        f"set and the plain model (γ = {table.attrs['gamma']:g}). {'. '.join(tasks)}."
+        f"set and the plain model (γ = {table.attrs['gamma']:g}). {_by_task(table, values)}."
     )
 
 
