@@ -7,6 +7,7 @@ from workbench.figures.controls import damage, specific_heads
 from workbench.figures.counts import example_counts
 from workbench.figures.export import Saved, save
 from workbench.figures.heatmaps import ranked_heads, user_heatmaps
+from workbench.figures.inline import inline
 from workbench.figures.official import resolution
 from workbench.figures.overlap import overlap
 from workbench.figures.position import position
@@ -27,6 +28,7 @@ __all__ = [
     "example_counts",
     "head_count",
     "head_weights",
+    "inline",
     "lend",
     "overlap",
     "position",
