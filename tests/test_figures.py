@@ -143,9 +143,10 @@ def test_all_users_share_one_scale_centred_at_zero():
     scores = random_scores()
     figure = figures.user_heatmaps(scores)
     axis = figure.layout.coloraxis
-    assert [trace.coloraxis for trace in figure.data] == ["coloraxis"] * 3
+    panels = traces(figure, go.Heatmap)
+    assert [panel.coloraxis for panel in panels] == ["coloraxis"] * 3
     # An own limit would override the shared axis.
-    assert all(trace.zmin is None and trace.zmax is None for trace in figure.data)
+    assert all(panel.zmin is None and panel.zmax is None for panel in panels)
     assert axis.cmid == 0
     assert axis.cmin == -axis.cmax
     assert axis.cmax == pytest.approx(np.abs(scores.mean("user")["mean"].values).max())
@@ -174,20 +175,21 @@ def test_layers_go_up_and_heads_to_the_right():
 
 def test_title_says_how_many_users_of_how_many():
     figure = figures.user_heatmaps(random_scores(users=5), limit=2)
-    assert len(figure.data) == 2
+    assert len(traces(figure, go.Heatmap)) == 2
     assert "first 2 of 5 users" in titles(figure)
     assert notes(figure) == ["u0", "u1"]
 
 
 @pytest.mark.parametrize(("by", "number"), [("user", 3), ("task", 2), ("all", 1)])
 def test_there_is_one_heatmap_a_group(by, number):
-    assert len(figures.user_heatmaps(random_scores(), by).data) == number
+    figure = figures.user_heatmaps(random_scores(), by)
+    assert len(traces(figure, go.Heatmap)) == number
 
 
 def test_hover_names_head_mean_interval_and_number_of_examples():
     scores = random_scores()
     cell = scores.mean("user").sel(group="u1", layer=1, head=3)
-    text = figures.user_heatmaps(scores).data[1].hovertext[1][3]
+    text = traces(figures.user_heatmaps(scores), go.Heatmap)[1].hovertext[1][3]
     assert "L1H3" in text
     assert "4 examples" in text
     assert f"{float(cell['mean']):+.4f}" in text

@@ -9,6 +9,7 @@ from test_figures import make_scores, random_scores, titles, traces
 
 from workbench import figures
 from workbench.errors import InputError
+from workbench.figures.marks import MINUS
 from workbench.figures.template import DPS
 from workbench.probe import Probe
 from workbench.report import figure_tables
@@ -25,7 +26,7 @@ def test_heads_below_the_noise_floor_have_a_dot_and_say_so():
         make_scores(np.tile([[0.1, -0.019], [0.021, -0.3]], (8, 1, 1)), "aaaabbbb"), 0.04
     )
     figure = figures.user_heatmaps(scores)
-    dots = traces(figure, go.Scatter)
+    dots = [trace for trace in traces(figure, go.Scatter) if trace.name != MINUS]
     assert [(list(dot.x), list(dot.y)) for dot in dots] == [([1], [0])] * 2
     assert [dot.showlegend for dot in dots] == [True, False]
     assert dots[0].name.startswith("below the noise floor: sums in another order")

@@ -10,8 +10,10 @@ import xarray as xr
 
 from workbench.errors import InputError
 from workbench.figures.grid import Grid
+from workbench.figures.heatmaps import HELPS
 from workbench.figures.labels import count, escape, interval, missing, shorten, thinned, width
-from workbench.figures.template import DIVERGING, GAP, INK, SEQUENTIAL, SMALL, finish
+from workbench.figures.marks import minus
+from workbench.figures.template import BODY, GAP, INK, SEQUENTIAL, centred, finish, largest
 from workbench.heads import Head
 
 UNITS = "PCS (nats per token of the aspect)"
@@ -27,9 +29,10 @@ def aspect_heads(table: xr.Dataset) -> go.Figure:
         table: From `workbench.analysis.aspects.aspects`.
 
     Returns:
-        Layers upwards from L0, heads to the right; colour centred at 0; a head that isn't there is
-        a grey gap. A ring marks a head whose interval leaves 0 out and whose mean is above the
-        noise floor. Hovering names the head with its interval.
+        Layers upwards from L0, heads to the right; colour centred at 0, a minus on what is
+        clearly below it; a head that isn't there is a grey gap. A ring marks a head whose
+        interval leaves 0 out and whose mean is above the noise floor. Hovering names the head with
+        its interval.
 
     Raises:
         InputError: No head has a score.
@@ -52,25 +55,19 @@ def aspect_heads(table: xr.Dataset) -> go.Figure:
         place, left, low = grid.place(i), grid.leftmost(i), grid.lowest(i)
         part = table.isel(aspect=i)
         figure.add_trace(_heatmap(part, name), **place)
-        figure.add_trace(_rings(part, cell), **place)
+        for trace in (*minus(values[i], largest(values), cell), _rings(part, cell)):
+            figure.add_trace(trace, **place)
         figure.update_xaxes(title_text="head" if low else None, showticklabels=low, **place)
         figure.update_yaxes(title_text="layer" if left else None, showticklabels=left, **place)
     figure.update_xaxes(matches="x", **_cells(heads, side / 26))
     figure.update_yaxes(matches="y", **_cells(layers, grid.height / 17))
-    figure.data[1].showlegend = True
-    largest = float(np.abs(values[~np.isnan(values)]).max()) or 1.0
+    next(trace for trace in figure.data if trace.name == SHOWN).showlegend = True
     figure.update_layout(
-        coloraxis={
-            "colorscale": DIVERGING,
-            "cmin": -largest,
-            "cmid": 0,
-            "cmax": largest,
-            "colorbar": {"title": {"text": UNITS, "side": "right"}},
-        },
+        coloraxis=centred(values, UNITS),
         legend={"x": 0, "xanchor": "left", "y": 1 + 24 / grid.inner[1], "yanchor": "bottom"},
     )
     gaps = "; grey: no such head" if np.isnan(values).any() else ""
-    meaning = "red: the loss rises without the head, it helps; blue: it hurts; white: 0"
+    meaning = f"{HELPS}; white: 0"
     finish(figure, "PCS of every head by aspect of the target", [_sample(table), meaning + gaps])
     return figure.update_layout(plot_bgcolor=GAP)
 
@@ -184,7 +181,6 @@ def aspect_overlap(table: xr.Dataset) -> go.Figure:
     cells = {
         "tickvals": list(range(len(names))),
         "ticktext": [shorten(name, LETTERS) for name in names],
-        "tickfont": {"size": SMALL},
         "ticklabelstandoff": 4,
         "showgrid": False,
         "ticks": "",
@@ -248,7 +244,7 @@ def _matrix(values: np.ndarray, stars: np.ndarray, hover: list[list[str]]) -> go
             )
         ],
         texttemplate="%{text}",
-        textfont={"size": 11},
+        textfont={"size": BODY},
         hoverinfo="text",
         hovertext=hover,
     )

@@ -10,7 +10,7 @@ import xarray as xr
 
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, interval, shorten, width
-from workbench.figures.template import DPS, INK, OKABE_ITO, PLAIN, RANDOM, finish, whiskers
+from workbench.figures.template import DPS, INK, OKABE_ITO, PAPER, PLAIN, RANDOM, finish, whiskers
 
 UNITS = "nats per target token"
 ENDS = ("", "_low", "_high")
@@ -125,7 +125,7 @@ def _effects(
         legendgroup=words,
         mode="markers",
         marker={
-            "color": [colour if filled else "white" for filled in clear],
+            "color": [colour if filled else PAPER for filled in clear],
             "symbol": symbol,
             "size": 8,
             "line": {"color": colour, "width": 1.5},

@@ -9,7 +9,7 @@ from workbench.errors import InputError
 from workbench.figures.classes import COLOURS, ENDS, UNITS, legend_above, reach
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, interval, shorten
-from workbench.figures.template import INK, PLAIN, SMALL, finish, whiskers
+from workbench.figures.template import BODY, INK, PAPER, PLAIN, finish, whiskers
 
 HEIGHT = 270
 LABEL = (34, 18)  # pixels that a strength's label takes
@@ -113,10 +113,10 @@ def _curve(row: xr.Dataset, room: tuple[float, float]) -> go.Scatter:
         mode="lines+markers+text",
         text=["", *texts],
         textposition="top right",
-        textfont={"size": SMALL, "color": colour},
+        textfont={"size": BODY, "color": colour},
         line={"color": colour, "width": 2},
         marker={
-            "color": ["white", *(colour if filled else "white" for filled in clear)],
+            "color": [PAPER, *(colour if filled else PAPER for filled in clear)],
             "size": [0, *[8] * len(gammas)],
             "opacity": 1,
             "line": {"color": colour, "width": 1.5},

@@ -17,17 +17,20 @@ from workbench.figures.labels import (
     shorten,
     thinned,
 )
+from workbench.figures.marks import minus
 from workbench.figures.template import (
-    DIVERGING,
     FAINT,
     GAP,
     INK,
+    OTHER,
+    PAPER,
+    centred,
     finish,
+    largest,
     whiskers,
 )
 from workbench.heads import Head
 
-OTHER = "#a8a8a8"
 PANELS = 9  # groups in a figure
 BARS = 128  # more heads than this have no error bars unless they are of a class
 SIDES = {1: 560, 2: 360, 3: 250}  # of a panel, by their number in a row
@@ -103,7 +106,8 @@ def specific_heads(table: xr.Dataset) -> go.Figure:
 
     Returns:
         A row a group: PCS behind the own profile, and that less the PCS behind each other
-        profile. Layers upwards, heads to the right; colour centred at 0. A frame marks a head
+        profile. Layers upwards, heads to the right; colour centred at 0, a minus on what
+        is clearly below it. A frame marks a head
         whose interval leaves 0 out.
 
     Raises:
@@ -129,33 +133,28 @@ def specific_heads(table: xr.Dataset) -> go.Figure:
     titles = ["PCS, own profile", *(COLUMNS.get(k, f"own − {shorten(k, 16)}") for k in kinds)]
     figure = grid.figure([*titles, *[""] * (number * (len(groups) - 1))])
     cell = min(side / heads, height / layers)
+    values = np.concatenate([table[name].values.ravel() for name in ("own", "specific")])
     for row, group in enumerate(groups):
         part = table.sel(group=group)
         for column in range(number):
             place = grid.place(row * number + column)
             one = part if column == 0 else part.isel(counterfactual=column - 1)
-            figure.add_trace(_cells(one, "own" if column == 0 else "specific"), **place)
-            if column:
-                figure.add_trace(_frames(one, cell), **place)
+            key = "specific" if column else "own"
+            frames = [_frames(one, cell)] if column else []
+            for trace in (
+                _cells(one, key),
+                *minus(one[key].values, largest(values), cell),
+                *frames,
+            ):
+                figure.add_trace(trace, **place)
             low = row == len(groups) - 1
             figure.update_xaxes(title_text="head" if low else None, showticklabels=low, **place)
             name = f"<b>{shorten(group, int(height / 8))}</b><br>layer" if not column else None
             figure.update_yaxes(title_text=name, showticklabels=not column, **place)
     figure.update_xaxes(matches="x", **_axis(heads, side / 26))
     figure.update_yaxes(matches="y", **_axis(layers, height / 17))
-    frames = [trace for trace in figure.data if trace.name == OUTLINED]
-    frames[0].showlegend = True
-    values = np.concatenate([table[name].values.ravel() for name in ("own", "specific")])
-    largest = float(np.abs(values[~np.isnan(values)]).max()) or 1.0
-    figure.update_layout(
-        coloraxis={
-            "colorscale": DIVERGING,
-            "cmin": -largest,
-            "cmid": 0,
-            "cmax": largest,
-            "colorbar": {"title": {"text": UNITS, "side": "right"}},
-        }
-    )
+    next(trace for trace in figure.data if trace.name == OUTLINED).showlegend = True
+    figure.update_layout(coloraxis=centred(values, UNITS))
     legend_above(figure, grid, 24)
     shown = f"the first {len(groups)} of {total} groups; " if total > len(groups) else ""
     finish(
@@ -163,7 +162,7 @@ def specific_heads(table: xr.Dataset) -> go.Figure:
         "What of a head's PCS is about the user whose profile it is",
         [
             f"{shown}PCS, and PCS less that of the same head behind another profile",
-            "red: the head matters more behind the user's own profile; blue: less; white: 0",
+            "red: the head matters more behind the user's own profile; blue, minus: less; white: 0",
         ],
     )
     return figure.update_layout(plot_bgcolor=GAP)
@@ -228,7 +227,7 @@ def _damage_points(part: xr.Dataset) -> list[go.Scatter]:
                     "color": colour,
                     "size": 8 if name else 5,
                     "opacity": 1.0 if name else 0.7,
-                    "line": {"width": 0.7 if name else 0, "color": "white"},
+                    "line": {"width": 0.7 if name else 0, "color": PAPER},
                 },
                 hoverinfo="text",
                 hovertext=_damage_hovers(part, chosen),

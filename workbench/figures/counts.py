@@ -7,13 +7,11 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.figures.grid import Grid
-from workbench.figures.labels import count, escape, missing, shorten, thinned, width
-from workbench.figures.marks import LEGEND
+from workbench.figures.labels import count, escape, fits, missing, shorten, thinned, width
+from workbench.figures.marks import LEGEND, minus
 from workbench.figures.reference import chance_entry, chance_line, first_groups, legend_above, say
-from workbench.figures.template import DIVERGING, DPS, PLAIN, SEQUENTIAL, finish, whiskers
+from workbench.figures.template import BODY, DPS, PLAIN, SEQUENTIAL, centred, finish, whiskers
 
-# With more counts than this the values would not fit into their cells.
-WRITTEN = 16
 MATRICES = (("jaccard", "Jaccard of the sets"), ("spearman", "Spearman of mean scores"))
 # Overlap with what: column, words, colour and symbol.
 AGAINST = (
@@ -31,8 +29,8 @@ def example_counts(table: xr.Dataset, limit: int = 6) -> go.Figure:
 
     Returns:
         A row a group: the matrices of Jaccard overlap and of Spearman's correlation, values
-        written for at most 16 counts; behind them, for a table of `by_examples`, the overlap
-        against the number of examples, with all of them and with an independent half.
+        written where cells have room for them; behind them, for a table of `by_examples`, the
+        overlap against the number of examples, with all of them and with an independent half.
 
     Raises:
         InputError: There is no group to draw.
@@ -42,7 +40,7 @@ def example_counts(table: xr.Dataset, limit: int = 6) -> go.Figure:
         table, note = first_groups(table, limit)
     rows = table["group"].values.tolist() if ours else [table.attrs["task"]]
     names = table["count" if ours else "group"].values.tolist()
-    side = float(min(max(31 * len(names), 200), 330))
+    side = float(min(max(31 * len(names), 200), 336 if ours else 448))
     label = width([shorten(name, 12) for name in names], 12) + 26
     columns = 3 if ours else 2
     grid = Grid(
@@ -66,6 +64,9 @@ def example_counts(table: xr.Dataset, limit: int = 6) -> go.Figure:
         for column, (key, words) in enumerate(MATRICES):
             place = grid.place(columns * row + column)
             figure.add_trace(_counts_matrix(part, names, key, words, side), **place)
+            if not fits(len(names), side):  # a value that is written has its sign
+                for trace in minus(part[key].values, 1.0, side / len(names)):
+                    figure.add_trace(trace, **place)
             _name_cells(figure, names, side, place)
             figure.update_xaxes(title_text="examples" if ours else "group", **place)
         if ours:
@@ -76,9 +77,9 @@ def example_counts(table: xr.Dataset, limit: int = 6) -> go.Figure:
         figure.add_trace(chance_entry(), **grid.place(2))
     signed = float(np.nanmin(table["spearman"].values, initial=0.0)) < 0
     plain = {"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "showscale": False}
-    centred = {"colorscale": DIVERGING, "cmin": -1, "cmax": 1, "showscale": False}
+    signs = centred(np.ones(1), "") | {"showscale": False}
     figure.update_layout(
-        coloraxis=plain, coloraxis2=centred if signed else plain, legend=legend_above(grid, 24)
+        coloraxis=plain, coloraxis2=signs if signed else plain, legend=legend_above(grid, 24)
     )
     return finish(figure, *_count_titles(table, ours, note))
 
@@ -103,8 +104,8 @@ def _counts_matrix(
     return go.Heatmap(
         z=values,
         coloraxis="coloraxis" if key == "jaccard" else "coloraxis2",
-        texttemplate="%{z:.2f}" if len(names) <= WRITTEN else None,
-        textfont={"size": 11 if side / len(names) >= 30 else 9},
+        texttemplate="%{z:.2f}" if fits(len(names), side) else None,
+        textfont={"size": BODY},
         hoverinfo="text",
         hovertext=hover,
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.figures.template import BODY
+
 # The title and two lines of subtitle.
 HEADER = 84
 # What a title needs, however few panels there are.
@@ -73,7 +75,7 @@ class Grid:
             vertical_spacing=self.gap[1] / down if self.rows > 1 else 0,
         )
         # The template is applied later and would not reach titles that have a size already.
-        figure.update_annotations(font_size=13)
+        figure.update_annotations(font_size=BODY)
         return figure.update_layout(
             width=width,
             height=round(down) + HEADER + self.top + self.bottom,

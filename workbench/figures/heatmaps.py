@@ -12,12 +12,31 @@ import xarray as xr
 from workbench.errors import InputError
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, interval, missing, shorten, thinned
-from workbench.figures.marks import LEGEND, below_noise, hollow_dot, hover_note, legend, not_scored
-from workbench.figures.template import DIVERGING, DPS, FAINT, GAP, INK, finish, whiskers
+from workbench.figures.marks import (
+    LEGEND,
+    below_noise,
+    hollow_dot,
+    hover_note,
+    legend,
+    minus,
+    not_scored,
+)
+from workbench.figures.template import (
+    DPS,
+    FAINT,
+    GAP,
+    INK,
+    PAPER,
+    centred,
+    finish,
+    largest,
+    whiskers,
+)
 from workbench.heads import Head, rank
 from workbench.scores import By, HeadScores
 
 UNITS = "PCS (nats per target token)"
+HELPS = "red: the loss rises without the head, it helps; blue, minus: it falls, the head hurts"
 # Panels of one ranking figure; a ranking is tall.
 RANKINGS = 9
 
@@ -31,9 +50,10 @@ def user_heatmaps(scores: HeadScores, by: By = "user", limit: int = 10) -> go.Fi
         limit: Draw the first so many groups, in order of appearance.
 
     Returns:
-        Layers upwards from L0, heads to the right; colour centred at 0; a head that isn't there
-        is a grey gap, one that wasn't scored a stroke on light grey. A dot marks a mean that is
-        below the noise floor. Hovering names the head with its 95 % interval.
+        Layers upwards from L0, heads to the right; colour centred at 0, a minus on what is
+        clearly below it; a head that isn't there is a grey gap, one that wasn't scored a stroke
+        on light grey. A dot marks a mean that is below the noise floor. Hovering
+        names the head with its 95 % interval.
 
     Raises:
         InputError: There is nothing to draw.
@@ -47,18 +67,25 @@ def user_heatmaps(scores: HeadScores, by: By = "user", limit: int = 10) -> go.Fi
     side = grid.widths[0]
     cell = min(side / table.sizes["head"], grid.height / table.sizes["layer"])
     figure = grid.figure([_panel_title(name, by, int(side / 7.5)) for name in names])
+    end = largest(table["mean"].values)
     for i, name in enumerate(names):
         place, left, low = grid.place(i), grid.leftmost(i), grid.lowest(i)
         group = table.sel(group=name)
         figure.add_trace(_heatmap(group), **place)
-        for trace in (*not_scored(name, absent[i], cell), *below_noise(group, cell)):
+        # A mean below the noise floor has its dot; its sign says nothing.
+        signed = np.where(group["below_noise"], np.nan, group["mean"])
+        for trace in (
+            *not_scored(name, absent[i], cell),
+            *minus(signed, end, cell),
+            *below_noise(group, cell),
+        ):
             figure.add_trace(trace, **place)
         figure.update_xaxes(title_text="head" if low else None, showticklabels=low, **place)
         figure.update_yaxes(title_text="layer" if left else None, showticklabels=left, **place)
     # One pair of axes for all: zooming into a head shows it for every group.
     figure.update_xaxes(matches="x", **_cells(table.sizes["head"], side / 26))
     figure.update_yaxes(matches="y", **_cells(table.sizes["layer"], grid.height / 17))
-    figure.update_layout(coloraxis=_centred(table["mean"].values))
+    figure.update_layout(coloraxis=centred(table["mean"].values, UNITS))
     legend(figure, grid)
     finish(figure, *_heatmap_titles(shown, table, by, total))
     return figure.update_layout(plot_bgcolor=GAP)
@@ -193,18 +220,6 @@ def _heatmap(group: xr.Dataset) -> go.Heatmap:
     )
 
 
-def _centred(values: np.ndarray) -> dict[str, object]:
-    """A colour axis as far below 0 as above; all scores 0 still need an extent."""
-    largest = float(np.abs(values[~np.isnan(values)]).max(initial=0.0)) or 1.0
-    return {
-        "colorscale": DIVERGING,
-        "cmin": -largest,
-        "cmid": 0,
-        "cmax": largest,
-        "colorbar": {"title": {"text": UNITS, "side": "right"}},
-    }
-
-
 def _sample(scores: HeadScores) -> str:
     users = len(scores.groups("user"))
     examples = scores.data.sizes["example"]
@@ -234,7 +249,7 @@ def _heatmap_titles(
     )
     missing_heads = np.isnan(table["mean"].values) & ~_unscored(scores, table)
     gaps = "; grey: no such head" if missing_heads.any() else ""
-    meaning = "red: the loss rises without the head, it helps; blue: it hurts; white: 0"
+    meaning = f"{HELPS}; white: 0"
     return title, [_which(scores, by, total), meaning + gaps]
 
 
@@ -255,7 +270,7 @@ def _ranking(group: xr.Dataset, limit: int) -> go.Scatter:
         y=[-i for i in range(len(best))],
         mode="markers",
         marker={
-            "color": ["white" if under else DPS for under in below],
+            "color": [PAPER if under else DPS for under in below],
             "size": 8,
             "line": {"color": DPS, "width": 1.5},
         },

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 # Wider than the average letter of the template's widest font at 12 px.
 LETTER = 7.2
+# Pixels that 0.00 takes in that font.
+NUMBER = 27.0
 
 
 def escape(text: object) -> str:
@@ -31,6 +33,11 @@ def shorten(text: object, letters: int) -> str:
 def width(names: Sequence[str], letters: int) -> int:
     """Pixels that the longest of some shortened names takes."""
     return math.ceil(min(max(map(len, names)), letters) * LETTER)
+
+
+def fits(number: int, side: float) -> bool:
+    """Whether a number such as 0.25 has room in each of so many cells along a side in pixels."""
+    return side >= number * NUMBER
 
 
 def missing(value: float | None) -> bool:

@@ -8,14 +8,19 @@ import xarray as xr
 
 from workbench.figures.grid import Grid
 from workbench.figures.labels import escape
-from workbench.figures.template import DPS, FAINT, INK, UNSCORED
+from workbench.figures.template import DPS, FAINT, INK, PAPER, UNSCORED
 from workbench.heads import Head
 
 LEGEND = 28  # pixels that a legend takes above the panels
 BELOW = "below the noise floor: sums in another order move a mean by as much"
 NOT_SCORED = "not scored"
+MINUS = "below 0"
 DOT = 0.2  # of a cell
 LARGEST = 7.0
+# A minus is on cells at least so far below 0, in parts of the scale; nearer to it all look white.
+CLEAR = 1 / 8
+# From here on a cell is too dark for a dark mark.
+DARK = 5 / 8
 
 
 def below_noise(group: xr.Dataset, cell: float) -> list[go.Scatter]:
@@ -30,6 +35,35 @@ def below_noise(group: xr.Dataset, cell: float) -> list[go.Scatter]:
         return []
     size = min(max(cell * DOT, 1.5), LARGEST)
     return [_points(layers, heads, BELOW, {"color": INK, "size": size, "opacity": 0.7})]
+
+
+def minus(values: np.ndarray, largest: float, cell: float) -> list[go.Scatter]:
+    """A minus on every cell that is clearly below 0; nothing where none is.
+
+    Both ends of the scale are equally dark. The hue tells them apart on a screen, nothing in grey.
+
+    Args:
+        values: What is drawn, [layer, head]; NaN is none.
+        largest: The end of the colour scale.
+        cell: Pixels across a cell.
+    """
+    layers, heads = np.nonzero(np.nan_to_num(values) < -CLEAR * largest)
+    if not len(layers):
+        return []
+    dark = values[layers, heads] < -DARK * largest
+    line = {"color": np.where(dark, PAPER, INK).tolist(), "width": 1.2 if cell > 8 else 0.8}
+    marker = {"symbol": "line-ew", "size": min(max(cell * 0.3, 1.5), LARGEST), "line": line}
+    return [
+        go.Scatter(
+            x=heads,
+            y=layers,
+            name=MINUS,
+            mode="markers",
+            marker=marker,
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    ]
 
 
 def not_scored(name: str, absent: np.ndarray, cell: float) -> list[go.Heatmap | go.Scatter]:
@@ -64,7 +98,7 @@ def not_scored(name: str, absent: np.ndarray, cell: float) -> list[go.Heatmap | 
 
 def hollow_dot() -> go.Scatter:
     """The legend's entry for a hollow dot, which is drawn nowhere."""
-    marker = {"color": "white", "size": 8, "line": {"color": DPS, "width": 1.5}}
+    marker = {"color": PAPER, "size": 8, "line": {"color": DPS, "width": 1.5}}
     none = np.array([np.nan])
     return _points(none, none, BELOW, marker)
 

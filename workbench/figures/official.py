@@ -9,7 +9,7 @@ import xarray as xr
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, missing, shorten, width
 from workbench.figures.reference import legend_above
-from workbench.figures.template import DPS, FAINT, GAP, PLAIN, RANDOM, SEQUENTIAL, SMALL, finish
+from workbench.figures.template import BODY, DPS, FAINT, GAP, PLAIN, RANDOM, SEQUENTIAL, finish
 
 ROW = 30
 
@@ -62,7 +62,7 @@ def resolution(table: xr.Dataset) -> go.Figure:
             xref="x2",
             y=place,
             yref="y2",
-            font={"size": SMALL, "color": FAINT},
+            font={"size": BODY, "color": FAINT},
         )
     figure.update_yaxes(range=[len(groups) - 0.5, -0.5], tickvals=places, ticks="", showgrid=False)
     names = [shorten(name, 16) for name in groups]
@@ -74,7 +74,7 @@ def resolution(table: xr.Dataset) -> go.Figure:
     )
     figure.update_traces(legend="legend2", col=2)
     listed = legend_above(grid, 22) | {"orientation": "v", "traceorder": "normal"}
-    beside = {"x": (grid.widths[0] + grid.gap[0]) / grid.inner[0], "font": {"size": SMALL}}
+    beside = {"x": (grid.widths[0] + grid.gap[0]) / grid.inner[0]}
     figure.update_layout(barmode="stack", bargap=0.3, legend=listed, legend2=listed | beside)
     return finish(figure, *_titles(table))
 

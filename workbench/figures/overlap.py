@@ -10,21 +10,19 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.figures.grid import Grid
-from workbench.figures.labels import count, escape, missing, shorten, thinned, width
+from workbench.figures.labels import count, escape, fits, missing, shorten, thinned, width
 from workbench.figures.template import (
+    BODY,
     DPS,
     FAINT,
     INK,
     PLAIN,
     RANDOM,
     SEQUENTIAL,
-    SMALL,
     finish,
 )
 
 LETTERS = 18
-# With more sets than this the values would not fit into their cells.
-WRITTEN = 16
 # What the mean must be read against: attribute, words, colour and symbol.
 REFERENCES = (
     ("mean", "mean over all pairs", DPS, "circle"),
@@ -42,13 +40,13 @@ def overlap(table: xr.DataArray) -> go.Figure:
         table: From `user_overlap`, or from `jaccard`, which has no numbers to read it against.
 
     Returns:
-        The matrix, values written for at most 16 sets; for a table of `user_overlap` a second
-        panel with the mean over pairs, what halves of the examples share and two kinds of chance. A
-        number that can't be had is said to be so, not drawn.
+        The matrix, values written where cells have room for them; for a table of `user_overlap` a
+        second panel with the mean over pairs, what halves of the examples share and two kinds of
+        chance. A number that can't be had is said to be so, not drawn.
     """
     names = [str(name) for name in table["set"].values.tolist()]
     references = [row for row in REFERENCES if row[0] in table.attrs]
-    side = float(min(max(len(names) * 34, 270), 420))
+    side = float(min(max(len(names) * 34, 270), 448))
     label = width(names, LETTERS) + 14
     flat = label < side / len(names)
     grid = Grid(
@@ -61,12 +59,11 @@ def overlap(table: xr.DataArray) -> go.Figure:
         bottom=max(36 if flat else label, 52),
     )
     figure = grid.figure(("", "to be read against") if references else ())
-    figure.add_trace(_matrix(table, names), **grid.place(0))
-    ticks = thinned(len(names), int(side / 9))
+    figure.add_trace(_matrix(table, names, side), **grid.place(0))
+    ticks = thinned(len(names), int(side / 14))
     cells = {
         "tickvals": ticks,
         "ticktext": [shorten(names[i], LETTERS) for i in ticks],
-        "tickfont": {"size": SMALL if side / len(names) > 14 else 9},
         "ticklabelstandoff": 4,
         "showgrid": False,
         "ticks": "",
@@ -86,7 +83,7 @@ def overlap(table: xr.DataArray) -> go.Figure:
     return finish(figure, *_titles(table, len(names), bool(references)))
 
 
-def _matrix(table: xr.DataArray, names: list[str]) -> go.Heatmap:
+def _matrix(table: xr.DataArray, names: list[str], side: float) -> go.Heatmap:
     values = np.array(table.values, dtype=float)
     # A set overlaps fully with itself: that says nothing, and would draw every eye.
     np.fill_diagonal(values, np.nan)
@@ -100,8 +97,8 @@ def _matrix(table: xr.DataArray, names: list[str]) -> go.Heatmap:
     return go.Heatmap(
         z=values,
         coloraxis="coloraxis",
-        texttemplate="%{z:.2f}" if len(names) <= WRITTEN else None,
-        textfont={"size": 11},
+        texttemplate="%{z:.2f}" if fits(len(names), side) else None,
+        textfont={"size": BODY},
         hoverinfo="text",
         hovertext=hover,
     )
@@ -127,7 +124,7 @@ def _add_references(
             yshift=8,
             align="left",
             showarrow=False,
-            font={"size": SMALL, "color": INK if known else FAINT},
+            font={"size": BODY, "color": INK if known else FAINT},
         )
         if known:
             figure.add_trace(_dot(value, height, words, color, symbol), row=1, col=2)

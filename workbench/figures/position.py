@@ -8,7 +8,7 @@ import xarray as xr
 from workbench.errors import InputError
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, interval, missing, shorten
-from workbench.figures.template import DPS, INK, OKABE_ITO, finish, whiskers
+from workbench.figures.template import DPS, INK, OKABE_ITO, PAPER, finish, whiskers
 
 # Measure, what it is, its units, its colour, and the change whose interval fills the markers.
 PANELS = (
@@ -83,7 +83,7 @@ def _line(part: xr.Dataset, name: str, color: str, change: str) -> go.Scatter:
         mode="lines+markers",
         line={"color": color, "width": 2.5},
         marker={
-            "color": [color if full else "white" for full in filled],
+            "color": [color if full else PAPER for full in filled],
             "symbol": ["square" if step == reference else "circle" for step in steps],
             "size": 8,
             "line": {"color": color, "width": 2},

@@ -9,7 +9,7 @@ import xarray as xr
 
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, interval, missing
-from workbench.figures.template import DPS, OKABE_ITO, finish, whiskers
+from workbench.figures.template import DPS, OKABE_ITO, PAPER, finish, whiskers
 
 # Name, colour, symbol, and a step aside on the axis so that whiskers stand side by side.
 METHODS = {
@@ -84,7 +84,7 @@ def _curve(part: xr.Dataset, method: str, value: str, legend: bool) -> go.Scatte
         mode="lines+markers",
         line={"color": color, "width": 2.5},
         marker={
-            "color": [color if share == 1 else "white" for share in exact],
+            "color": [color if share == 1 else PAPER for share in exact],
             "size": 9,
             "symbol": symbol,
             "line": {"color": color, "width": 2},

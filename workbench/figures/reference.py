@@ -9,7 +9,7 @@ import xarray as xr
 
 from workbench.errors import InputError
 from workbench.figures.grid import Grid
-from workbench.figures.template import FAINT, RANDOM, SMALL
+from workbench.figures.template import BODY, FAINT, RANDOM
 
 
 def first_groups(table: xr.Dataset, limit: int) -> tuple[xr.Dataset, str]:
@@ -46,7 +46,7 @@ def say(figure: go.Figure, text: str, place: dict[str, int]) -> None:
         y=0.5,
         xref="x domain",
         yref="y domain",
-        font={"color": FAINT, "size": SMALL},
+        font={"color": FAINT, "size": BODY},
         **place,
     )
 

@@ -8,7 +8,17 @@ import xarray as xr
 
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, interval, missing, shorten
-from workbench.figures.template import DPS, INK, OKABE_ITO, PLAIN, RANDOM, finish, whiskers
+from workbench.figures.template import (
+    BODY,
+    DPS,
+    INK,
+    OKABE_ITO,
+    PAPER,
+    PLAIN,
+    RANDOM,
+    finish,
+    whiskers,
+)
 
 ROUTED = {
     "hard": ("hard", OKABE_ITO[2]),
@@ -119,7 +129,7 @@ def _dots(part: xr.Dataset) -> go.Scatter:
         mode="markers",
         marker={
             "size": 9,
-            "color": [c if filled else "white" for c, filled in zip(colors, clear, strict=True)],
+            "color": [c if filled else PAPER for c, filled in zip(colors, clear, strict=True)],
             "line": {"color": colors, "width": 2},
         },
         error_y=whiskers(mean, low, high, INK),
@@ -144,7 +154,7 @@ def _entropies(part: xr.Dataset) -> go.Bar:
         textposition="outside",
         textangle=0,
         cliponaxis=False,
-        textfont={"size": 11},
+        textfont={"size": BODY},
         marker={"color": [color for _, color in ROUTED.values()]},
         hoverinfo="text",
         hovertext=[

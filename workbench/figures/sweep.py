@@ -9,11 +9,12 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.figures.grid import Grid
-from workbench.figures.labels import count, escape, interval, missing, shorten
-from workbench.figures.template import DPS, PLAIN, RANDOM, SEQUENTIAL, finish, whiskers
+from workbench.figures.labels import count, escape, fits, interval, missing, shorten
+from workbench.figures.template import BODY, DPS, PAPER, PLAIN, RANDOM, SEQUENTIAL, finish, whiskers
 
 # A step aside on the axis of K, so that whiskers at the same K stand side by side.
 STEP = 2**0.07
+SQUARE = 190  # pixels across the overlaps
 
 
 def head_count(table: xr.Dataset) -> go.Figure:
@@ -30,7 +31,9 @@ def head_count(table: xr.Dataset) -> go.Figure:
         of the sets for each two K.
     """
     tasks = table["task"].values.tolist()
-    grid = Grid(2 * len(tasks), (450, 190), 190, gap=(84, 92), left=76, right=20, bottom=56, top=58)
+    grid = Grid(
+        2 * len(tasks), (450, SQUARE), SQUARE, gap=(84, 92), left=76, right=20, bottom=56, top=58
+    )
     titles = []
     for task in tasks:
         part = table.sel(task=task)
@@ -132,7 +135,7 @@ def _random(part: xr.Dataset, legend: bool) -> list[go.Scatter]:
 def _dps(part: xr.Dataset, legend: bool) -> go.Scatter:
     curve = _curve(part, "dps", DPS, 1 / STEP, legend)
     clear = (part["gain_low"].values > 0) | (part["gain_high"].values < 0)
-    curve.marker.color = [DPS if filled else "white" for filled in clear]
+    curve.marker.color = [DPS if filled else PAPER for filled in clear]
     rows = zip(curve.hovertext, part["heads"].values.tolist(), strict=True)
     curve.hovertext = [
         f"{text}<br>minus plain: {_difference(part, 'gain', i)}"
@@ -181,8 +184,8 @@ def _nested(part: xr.Dataset) -> go.Heatmap:
     return go.Heatmap(
         z=values,
         coloraxis="coloraxis",
-        texttemplate="%{z:.2f}",
-        textfont={"size": 11},
+        texttemplate="%{z:.2f}" if fits(len(ks), SQUARE) else None,
+        textfont={"size": BODY},
         hoverinfo="text",
         hovertext=[
             [f"K = {a} and K = {b}: {value:.3f}" for b, value in zip(ks, row, strict=True)]

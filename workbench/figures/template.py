@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import plotly.graph_objects as go
 
 from workbench.figures.labels import missing
@@ -41,11 +42,17 @@ SEQUENTIAL = ("#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c")
 GAP = "#d4d4d4"
 # Between the gap and white, which is 0; a stroke across the cell tells it from both.
 UNSCORED = "#ededed"
+# Heads of no class, behind those of one.
+OTHER = "#a8a8a8"
 INK = "#222222"
 FAINT = "#666666"
+LINES = "#e6e6e6"
+PAPER = "white"
 # Metric-compatible fonts first: a picture made in a container is laid out like one on a desktop.
 FONT = "Arial, Helvetica, Liberation Sans, DejaVu Sans, sans-serif"
-SMALL = 12
+# Pixels: one size for everything that is read, one for the title.
+BODY = 12
+TITLE = 16
 
 _AXIS = {
     "showline": True,
@@ -53,20 +60,20 @@ _AXIS = {
     "ticks": "outside",
     "ticklen": 4,
     "tickcolor": FAINT,
-    "tickfont": {"size": SMALL},
-    "title": {"font": {"size": 13}, "standoff": 6},
-    "gridcolor": "#e6e6e6",
+    "tickfont": {"size": BODY},
+    "title": {"font": {"size": BODY}, "standoff": 6},
+    "gridcolor": LINES,
     "zeroline": False,
 }
 TEMPLATE = go.layout.Template(
     layout={
-        "font": {"family": FONT, "size": 13, "color": INK},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
+        "font": {"family": FONT, "size": BODY, "color": INK},
+        "paper_bgcolor": PAPER,
+        "plot_bgcolor": PAPER,
         "colorway": OKABE_ITO,
         "title": {
-            "font": {"size": 17},
-            "subtitle": {"font": {"size": 13, "color": FAINT}},
+            "font": {"size": TITLE},
+            "subtitle": {"font": {"size": BODY, "color": FAINT}},
             "x": 0,
             "xanchor": "left",
             "y": 1,
@@ -75,12 +82,12 @@ TEMPLATE = go.layout.Template(
         },
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "legend": {"orientation": "h", "font": {"size": SMALL}},
+        "legend": {"orientation": "h", "font": {"size": BODY}},
         "coloraxis": {
-            "colorbar": {"thickness": 14, "outlinewidth": 0, "ypad": 0, "tickfont": {"size": SMALL}}
+            "colorbar": {"thickness": 14, "outlinewidth": 0, "ypad": 0, "tickfont": {"size": BODY}}
         },
-        "annotationdefaults": {"font": {"size": 13}, "showarrow": False},
-        "hoverlabel": {"align": "left", "font": {"family": FONT}},
+        "annotationdefaults": {"font": {"size": BODY}, "showarrow": False},
+        "hoverlabel": {"align": "left", "font": {"family": FONT, "size": BODY}},
         "hovermode": "closest",
         # Plotly 7 offers to send the figure, users' ids and all, to its maker's cloud.
         "modebar": {"remove": ["sendChartToCloud"]},
@@ -100,6 +107,29 @@ def finish(figure: go.Figure, title: str, subtitle: list[str]) -> go.Figure:
     return figure.update_layout(
         template=TEMPLATE, title={"text": title, "subtitle": {"text": "<br>".join(subtitle)}}
     )
+
+
+def centred(values: np.ndarray, units: str) -> dict[str, object]:
+    """A colour axis as far below 0 as above, so that white is 0.
+
+    Args:
+        values: All values that are drawn on it; NaN is none.
+        units: What the colour bar is titled.
+    """
+    # All 0 still need an extent.
+    end = largest(values) or 1.0
+    return {
+        "colorscale": DIVERGING,
+        "cmin": -end,
+        "cmid": 0,
+        "cmax": end,
+        "colorbar": {"title": {"text": units, "side": "right"}},
+    }
+
+
+def largest(values: np.ndarray) -> float:
+    """The largest distance of any value from 0; NaN is none."""
+    return float(np.abs(values[~np.isnan(values)]).max(initial=0.0))
 
 
 def whiskers(

@@ -8,19 +8,25 @@ import xarray as xr
 
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, interval, missing, shorten, thinned, width
+from workbench.figures.marks import minus
 from workbench.figures.template import (
-    DIVERGING,
+    BODY,
     DPS,
     FAINT,
     INK,
     OKABE_ITO,
+    PAPER,
     PLAIN,
     RANDOM,
+    centred,
     finish,
+    largest,
     whiskers,
 )
 
 LETTERS = 18
+LOSS = "change of the loss (nats per token)"
+WRITTEN = 12  # with more groups the values would not fit into their cells
 # Value, what it is held against, its p, and words; from the bottom to the top.
 MEASURES = (
     ("jaccard", "jaccard_layer", "jaccard_p", "top K by place (Jaccard)"),
@@ -120,7 +126,7 @@ def _measures(part: xr.Dataset, legend: bool) -> list[go.Scatter]:
         low.append(below)
         high.append(above)
         likely = float(part[p]) if p else np.nan
-        fills.append(INK if likely < 0.05 else "white")
+        fills.append(INK if likely < 0.05 else PAPER)
         told = f", p = {likely:.3f}" if not missing(likely) else ""
         hover.append(
             f"<b>{words}</b><br>{interval(value, below, above)}{told}<br>by chance {chance:.3f}"
@@ -177,7 +183,7 @@ def lend(table: xr.Dataset) -> go.Figure:
         2,
         (side, 300),
         side,
-        (110, 0),
+        (124, 0),
         max(label + 18, 64),
         right=30,
         bottom=max(36 if flat else label + 20, 64),
@@ -185,11 +191,13 @@ def lend(table: xr.Dataset) -> go.Figure:
     )
     figure = grid.figure(("whose heads are removed", "own, others' and random heads"))
     matrix = table["change"].values
-    limit = float(np.nanmax(np.abs(matrix))) or 1.0
     figure.add_trace(_matrix(names, matrix), **grid.place(0))
+    if len(names) > WRITTEN:  # a value that is written has its sign
+        for trace in minus(matrix, largest(matrix), side / len(names)):
+            figure.add_trace(trace, **grid.place(0))
     for trace in _kinds(table, names):
         figure.add_trace(trace, **grid.place(1))
-    ticks = thinned(len(names), int(side / 12))
+    ticks = thinned(len(names), int(side / 14))
     cells = {
         "tickvals": ticks,
         "ticktext": [shorten(names[i], LETTERS) for i in ticks],
@@ -206,21 +214,16 @@ def lend(table: xr.Dataset) -> go.Figure:
     figure.update_yaxes(range=edges[::-1], title_text=f"text of {by}", **cells, **grid.place(0))
     figure.update_yaxes(range=edges[::-1], tickvals=ticks, showticklabels=False, **grid.place(1))
     figure.update_xaxes(
-        title_text="change of the loss (nats per token)",
+        title_text=LOSS,
         rangemode="tozero",
         zeroline=True,
         zerolinecolor=INK,
         zerolinewidth=1,
         **grid.place(1),
     )
-    bar = {"x": side / grid.inner[0], "xpad": 10, "title": {"text": "nats", "side": "top"}}
     figure.update_layout(
-        coloraxis={
-            "colorscale": [[i / (len(DIVERGING) - 1), c] for i, c in enumerate(DIVERGING)],
-            "cmin": -limit,
-            "cmax": limit,
-            "colorbar": bar,
-        },
+        coloraxis=centred(matrix, LOSS),
+        coloraxis_colorbar={"x": side / grid.inner[0], "xpad": 10},
         legend={"x": 0, "xanchor": "left", "y": 1 + 26 / grid.inner[1], "yanchor": "bottom"},
     )
     return finish(figure, *_lend_titles(table))
@@ -230,8 +233,8 @@ def _matrix(names: list[str], matrix: np.ndarray) -> go.Heatmap:
     return go.Heatmap(
         z=matrix,
         coloraxis="coloraxis",
-        texttemplate="%{z:.2f}" if len(names) <= 12 else None,
-        textfont={"size": 11 if len(names) <= 8 else 9},
+        texttemplate="%{z:.2f}" if len(names) <= WRITTEN else None,
+        textfont={"size": BODY},
         hoverinfo="text",
         hovertext=[
             [

@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.figures.grid import Grid
-from workbench.figures.labels import count, escape, interval, missing, shorten, thinned
-from workbench.figures.template import GAP, SEQUENTIAL, finish
+from workbench.figures.labels import count, escape, fits, interval, missing, shorten, thinned
+from workbench.figures.template import BODY, GAP, SEQUENTIAL, finish
 from workbench.heads import Head
 
 NAMES = {
@@ -18,7 +18,6 @@ NAMES = {
 }
 SIDE = 236  # pixels across a panel
 LOWEST, HIGHEST = 92, 250  # pixels from its bottom to its top
-NUMBERED = 12  # most heads of a layer whose cells have room for a number
 
 
 def head_weights(table: xr.Dataset) -> go.Figure:
@@ -48,7 +47,7 @@ def head_weights(table: xr.Dataset) -> go.Figure:
     )
     for n, (task, name) in enumerate((task, name) for task in tasks for name in maps):
         part, place = table.sel(task=task, map=name), grid.place(n)
-        figure.add_trace(_heatmap(part), **place)
+        figure.add_trace(_heatmap(part, height), **place)
         figure.update_xaxes(title_text=f"head<br>{_metric(part)}", **place)
         left = grid.leftmost(n)
         figure.update_yaxes(title_text="layer" if left else None, showticklabels=left, **place)
@@ -79,18 +78,19 @@ def _metric(part: xr.Dataset) -> str:
     return f"<b>{value:.3f}</b> {ends}<br>{metric}, {better} is better"
 
 
-def _heatmap(part: xr.Dataset) -> go.Heatmap:
+def _heatmap(part: xr.Dataset, height: float) -> go.Heatmap:
     weights = part["weight"].values
     task, name = escape(part["task"].item()), escape(part["map"].item())
     mean, low, high = (float(part[n]) for n in ("value", "value_low", "value_high"))
     below = f"{escape(part['metric'].item())} {interval(mean, low, high)}"
-    small = max(weights.shape) <= NUMBERED
+    layers, heads = weights.shape
+    small = fits(heads, SIDE) and height >= layers * 1.2 * BODY
     return go.Heatmap(
         z=weights,
         # A low weight looks much like none; where there is room its number stands in the cell.
         text=[[f"{w:.2f}" if small and w > 0 else "" for w in row] for row in weights.tolist()],
         texttemplate="%{text}",
-        textfont={"size": 10},
+        textfont={"size": BODY},
         coloraxis="coloraxis",
         hoverinfo="text",
         hovertext=[
