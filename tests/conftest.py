@@ -79,6 +79,52 @@ def rendered(browser, tmp_path):
     return draw
 
 
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    """`workbench lab` on a copy of the notebooks, for the tests of a module; see labserver.py."""
+    from labserver import running
+
+    with running(tmp_path_factory.mktemp("lab")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def chromium(browser):
+    """Debian's browser, driven by Playwright; it finds no other machine."""
+    from labserver import CHROMIUM
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        driven = playwright.chromium.launch(executable_path=browser, args=list(CHROMIUM))
+        yield driven
+        driven.close()
+
+
+@pytest.fixture
+def open_page(chromium):
+    """Open pages, each in a context with its own options; all are checked when the test ends."""
+    from labserver import Watch
+
+    watched = []
+
+    def open_one(**options):
+        context = chromium.new_context(**options)
+        watched.append((context, Watch(context)))
+        return context.new_page()
+
+    yield open_one
+    for context, _ in watched:
+        context.close()
+    for _, watch in watched:
+        watch.check()
+
+
+@pytest.fixture
+def page(open_page):
+    """A page of a middling window; the test fails if it leaves this machine or tells of errors."""
+    return open_page(viewport={"width": 1280, "height": 900})
+
+
 @pytest.fixture(scope="session")
 def one_thread():
     """torch with one thread: the sums of two runs then have the same order."""

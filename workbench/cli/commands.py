@@ -17,6 +17,7 @@ from workbench.cli.bench import bench
 from workbench.cli.evaluate import evaluate
 from workbench.cli.figures import figures
 from workbench.cli.judge import judge
+from workbench.cli.lab import lab
 from workbench.cli.retrieval import retrieval_heads
 from workbench.cli.sizes import plan
 from workbench.cli.steer import steer
@@ -218,6 +219,7 @@ app.command()(evaluate)
 app.command()(retrieval_heads)
 app.command()(tables)
 app.command()(judge)
+app.command()(lab)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,0 +1,1 @@
+"""JupyterLab: its server on the notebooks, and what a researcher explores with in them."""
