@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,11 @@ import typer
 
 if TYPE_CHECKING:
     from workbench.lab.server import Copied
+
+OVER_SSH = (
+    "You came by ssh: run this on your own machine, then open the address there.\n"
+    "(If you reach this machine by another name, put that behind the @.)"
+)
 
 
 def lab(
@@ -38,32 +42,36 @@ def lab(
     """
     from workbench.lab import server
 
+    server.check(port)
     if fresh:
         folder = server.unused(folder)
     copied = server.copy_notebooks(folder)
-    started = server.start(folder, port, os.environ.get("JUPYTER_TOKEN", ""))
-    typer.echo(_told(copied, folder))
-    typer.echo(f"JupyterLab: {server.address(started)}")
-    line = server.forwarding(os.environ, started.port, getpass.getuser())
-    if line is not None:
-        typer.echo(
-            "This is a machine at the other end of ssh. On your own, run the line below (put\n"
-            "the name you know this machine by after the @ if you came another way), then\n"
-            f"open the address above.\n{line}"
-        )
-    elif browser or (browser is None and _screen()):
-        started.open_browser = True
-    typer.echo("Ctrl-C ends it.")
-    sys.stdout.flush()  # who reads a pipe waits for the address
-    server.serve(started)
+    prepared = server.prepare(folder, port, os.environ.get("JUPYTER_TOKEN", ""))
+    forward = server.forwarding(os.environ, prepared.port)
+    if forward is None and (browser or (browser is None and _screen())):
+        prepared.open_browser = True
+
+    def ready() -> None:
+        for line in _told(copied, folder):
+            typer.echo(line)
+        typer.echo(f"JupyterLab, for this machine only:\n{server.address(prepared)}")
+        if forward is not None:
+            typer.echo(f"{OVER_SSH}\n{forward}")
+        typer.echo("Ctrl-C ends it.")
+        sys.stdout.flush()  # who reads a pipe waits for the address
+
+    server.serve(prepared, ready)
     typer.echo(f"JupyterLab has ended. The notebooks are in {folder}")
 
 
-def _told(copied: Copied, folder: Path) -> str:
-    """What became of the notebooks, in a line."""
-    kept = f"{len(copied.kept)} kept as they were" if copied.kept else ""
-    new = f"{len(copied.new)} copied" if copied.new else ""
-    return f"Notebooks in {folder}: " + ", ".join(filter(None, (new, kept)))
+def _told(copied: Copied, folder: Path) -> list[str]:
+    """What became of the notebooks."""
+    counts = {"copied": len(copied.new), "there already and kept as they are": len(copied.kept)}
+    done = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    lines = [f"Notebooks in {folder}: {done}"]
+    if copied.kept:
+        lines.append("(--fresh copies them anew, into another folder)")
+    return lines
 
 
 def _screen() -> bool:

@@ -2,18 +2,21 @@
 
 The server is JupyterLab's own, started in this process. What a configuration file of the user's
 says of address, port, token and certificate is overruled, as a command line does it; all else in
-it (themes, keys, extensions) holds.
+it (themes, keys, extensions) holds. Kernels are of the Python that runs this.
 """
 
 from __future__ import annotations
 
+import errno
+import getpass
 import os
 import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
 ADDRESS = "127.0.0.1"
 PORT = 8888
-FOLDER = Path("workbench-notebooks")
 SSH_PORT = "22"
 # JupyterLab would ask on its first page whether to fetch news; here the setting is "no".
 _SETTINGS = Path(__file__).resolve().parent / "jupyter"
@@ -63,15 +65,19 @@ def copy_notebooks(folder: Path) -> Copied:
     """Copy the package's notebooks into a folder; what is there already stays as it is.
 
     Raises:
-        InputError: The folder is a file, or can't be made or written.
+        InputError: The folder is a file or the package's own, or can't be made or written.
     """
-    own = sorted(notebooks_path().glob("*.ipynb"))
+    own = notebooks_path()
+    if folder.resolve() == own:
+        raise InputError(f"{folder} holds the package's own notebooks; name another for the copies")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the notebooks")
     new, kept = [], []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in own:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        for path in sorted(own.glob("*.ipynb")):
             if (folder / path.name).exists():
                 kept.append(path.name)
                 continue
@@ -79,11 +85,14 @@ def copy_notebooks(folder: Path) -> Copied:
             shutil.copyfile(path, folder / path.name)
             new.append(path.name)
     except OSError as error:
-        reason = error.strerror or str(error)
         raise InputError(
-            f"{folder}: the notebooks can't be copied there ({reason}); name another folder"
+            f"{folder} can't hold the notebooks ({_reason(error)}); name another folder"
         ) from None
     return Copied(tuple(new), tuple(kept))
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def unused(folder: Path) -> Path:
@@ -95,8 +104,29 @@ def unused(folder: Path) -> Path:
     return found
 
 
-def start(folder: Path, port: int | None = None, token: str = "") -> ServerApp:
-    """A JupyterLab server that listens; `serve` answers what comes in.
+def check(port: int | None = None) -> None:
+    """Look whether a server could start, before anything is written.
+
+    Raises:
+        InputError: JupyterLab isn't installed, or the port that was asked for is taken.
+    """
+    if find_spec("jupyterlab") is None:
+        raise InputError("JupyterLab is not installed: pip install jupyterlab")
+    if port is None:
+        return
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            tried.bind((ADDRESS, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} can't be listened on ({_reason(error)}); name another, or none for "
+                "a free one"
+            ) from None
+
+
+def prepare(folder: Path, port: int | None = None, token: str = "") -> ServerApp:
+    """A JupyterLab server with its port and token; it listens when it is served.
 
     Args:
         folder: What it shows.
@@ -104,34 +134,25 @@ def start(folder: Path, port: int | None = None, token: str = "") -> ServerApp:
         token: A fresh random one where none is given.
 
     Raises:
-        InputError: JupyterLab is missing, the port is taken, or JupyterLab doesn't start.
+        InputError: JupyterLab doesn't start.
     """
-    try:
-        from jupyterlab.labapp import LabApp
-    except ImportError as error:
-        raise InputError(
-            f"JupyterLab can't be started ({error}); install it: pip install jupyterlab"
-        ) from None
-    if port is not None:
-        _check_free(port)
-    token = token or secrets.token_hex(24)
+    from jupyterlab.labapp import LabApp
+
+    token = token or secrets.token_urlsafe(24)
     paths = (str(_SETTINGS), os.environ.get("JUPYTER_CONFIG_PATH"))
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, paths))
+    # A kernel `python3` of the user's may be of a Python without the workbench.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     try:
-        server = LabApp.initialize_server(argv=_options(folder.resolve(), port, token))
+        return LabApp.initialize_server(argv=_options(folder.resolve(), port, token))
     except SystemExit:
         raise InputError("JupyterLab did not start; what it said is above") from None
-    # A configuration file is a program and could have set these after the options were read.
-    if (server.ip, server.identity_provider.token) != (ADDRESS, token) or server.sock:
-        raise InputError(
-            f"a Jupyter configuration sets another address than {ADDRESS}, or another token; "
-            "`jupyter --paths` lists where it can lie"
-        )
-    return server
 
 
 def _options(folder: Path, port: int | None, token: str) -> list[str]:
     """JupyterLab's command line."""
+    import zmq
+
     server = {
         "ip": ADDRESS,
         "port": port or PORT,
@@ -157,23 +178,15 @@ def _options(folder: Path, port: int | None, token: str) -> list[str]:
     told = [f"--ServerApp.{name}={value}" for name, value in server.items()]
     told += [f"--LabApp.{name}={value}" for name, value in lab.items()]
     told.append(f"--PasswordIdentityProvider.token={token}")
+    if zmq.has("curve"):  # what kernels are told and answer is encrypted on its way too
+        told.append("--KernelManager.transport_encryption=auto")
     return [*told, "--Application.log_level=ERROR"]
 
 
-def _check_free(port: int) -> None:
-    with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            tried.bind((ADDRESS, port))
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InputError(
-                f"port {port} can't be listened on ({reason}); name another, or none for a free one"
-            ) from None
-
-
-def serve(server: ServerApp) -> None:
+def serve(server: ServerApp, ready: Callable[[], None]) -> None:
     """Answer until Ctrl-C or SIGTERM; then end the kernels and the server.
+
+    `ready` is called as soon as the server listens.
 
     A second Ctrl-C doesn't wait for the kernels. A signal that is ignored (`nohup`) stays so.
     """
@@ -185,6 +198,8 @@ def serve(server: ServerApp) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
+    # Jupyter's loop begins to listen in its first callback; this one comes behind it.
+    server.io_loop.add_callback(ready)
     server.start()
 
 
@@ -194,14 +209,14 @@ def address(server: ServerApp) -> str:
     return f"http://{ADDRESS}:{server.port}/lab?token={token}"
 
 
-def forwarding(environment: Mapping[str, str], port: int, user: str) -> str | None:
+def forwarding(environment: Mapping[str, str], port: int) -> str | None:
     """The line that brings the server's port to one's own machine; None where ssh isn't in use.
 
     The machine is named by the address that the ssh connection came in at.
     """
     connection = environment.get("SSH_CONNECTION", "").split()
-    if len(connection) != 4:
+    if not connection:
         return None
-    *_, machine, ssh_port = connection
+    machine, ssh_port = connection[2:] if len(connection) == 4 else (socket.gethostname(), SSH_PORT)
     way = "" if ssh_port == SSH_PORT else f"-p {ssh_port} "
-    return f"ssh -N -L {port}:{ADDRESS}:{port} {way}{user}@{machine}"
+    return f"ssh -N -L {port}:{ADDRESS}:{port} {way}{getpass.getuser()}@{machine}"
