@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import xarray as xr
-from test_figures import ESCAPED, HOSTILE, titles
+from test_figures import ESCAPED, HOSTILE, titles, written
 
 from workbench.errors import InputError
 from workbench.figures.aspects import aspect_heads, aspect_overlap
@@ -146,14 +146,15 @@ def test_panels_stay_inside_the_figure_whatever_the_table_holds(number, layers, 
 
 def test_the_overlap_writes_every_value_and_stars_what_differs():
     figure = aspect_overlap(make_aspects(("a", "b", "c")))
-    whole, halves = heatmaps(figure)
-    assert list(whole.text[0]) == ["", "0.30*", "0.30"]
-    assert list(halves.text[0]) == ["0.80", "0.24*", "0.24"]
+    whole, halves = written(figure)
+    assert [whole.get((0, i), "") for i in range(3)] == ["", "0.30*", "0.30"]
+    assert [halves[0, i] for i in range(3)] == ["0.80", "0.24*", "0.24"]
+    whole = heatmaps(figure)[0]
     assert "short of noise by +0.20" in whole.hovertext[0][1]
     assert "short of noise" not in whole.hovertext[1][1]
     table = make_aspects(("a", "b", "c"))
     table["gap_p"].values[0, 1] = 0.06  # no longer below .05 once adjusted
-    assert heatmaps(aspect_overlap(table))[0].text[0][1] == "0.30"
+    assert written(aspect_overlap(table))[0][0, 1] == "0.30"
     with pytest.raises(InputError, match="needs two aspects"):
         aspect_overlap(make_aspects(("a",)))
 
@@ -186,7 +187,7 @@ def test_a_row_of_three_panels_shows_each_task():
             assert list(trace.x) == [0, 1, 4]
             assert list(trace.error_y.array) == pytest.approx([0.1] * 3)
     assert figure.layout.xaxis.title.text == "strangers' items"
-    assert "Strangers' items between the profile and the query, K = 8" in titles(figure)
+    assert "by strangers' items before the query, K = 8" in titles(figure)
 
 
 def test_markers_are_filled_where_a_change_is_shown():

@@ -160,7 +160,7 @@ def test_each_class_is_named_once_and_each_group_has_its_panel():
         assert [trace.showlegend for trace in named(figure, name)] == [True, False, False, False]
     text = [note.text for note in figure.layout.annotations]
     assert text[0] == "<b>tag</b><br>rank correlation 0.25 [-0.50, 0.75]"
-    assert figure.layout.yaxis4.title.text == "damage to users' text"
+    assert figure.layout.yaxis4.title.text == "damage to users' text<br>(nats per target token)"
     assert figure.layout.yaxis2.title.text is None
 
 
@@ -267,7 +267,11 @@ def test_curves_start_at_the_plain_model_and_up_is_better():
 def test_strengths_are_written_where_there_is_room():
     figure = coherence(make_coherence(tasks=("tag",), better=("higher",)))
     assert named(figure, "preference heads")[0].text == ("", "0.5", "1", "2")
-    assert named(figure, "random heads")[0].text == ("", "", "", "2")
+    assert named(figure, "random heads")[0].text == ("",) * 4, "they lie on those of the other"
+    table = make_coherence(tasks=("tag",), better=("higher",))
+    table["gain"].loc[{"cls": "random"}] -= 0.3
+    apart = coherence(table)
+    assert named(apart, "random heads")[0].text == ("", "", "", "2")
     crowded = make_coherence(tasks=("tag",), gammas=(1.0, 1.01, 2.0), better=("higher",))
     assert named(coherence(crowded), "preference heads")[0].text == ("", "", "1.01", "2")
 

@@ -12,8 +12,8 @@ from workbench.errors import InputError
 from workbench.figures.grid import Grid
 from workbench.figures.heatmaps import HELPS
 from workbench.figures.labels import count, escape, interval, missing, shorten, thinned, width
-from workbench.figures.marks import minus
-from workbench.figures.template import BODY, GAP, INK, SEQUENTIAL, centred, finish, largest
+from workbench.figures.marks import minus, numbers, two_digits
+from workbench.figures.template import GAP, INK, centred, finish, largest, shares
 from workbench.heads import Head
 
 UNITS = "PCS (nats per token of the aspect)"
@@ -176,8 +176,9 @@ def aspect_overlap(table: xr.Dataset) -> go.Figure:
     whole = np.array(table["jaccard"].values, dtype=float)
     np.fill_diagonal(whole, np.nan)
     hover = _pairs(table, names)
-    figure.add_trace(_matrix(whole, stars, hover), **grid.place(0))
-    figure.add_trace(_matrix(table["shared"].values, stars, hover), **grid.place(1))
+    for panel, values in enumerate((whole, table["shared"].values)):
+        for trace in _matrix(values, stars, hover):
+            figure.add_trace(trace, **grid.place(panel))
     cells = {
         "tickvals": list(range(len(names))),
         "ticktext": [shorten(name, LETTERS) for name in names],
@@ -190,14 +191,7 @@ def aspect_overlap(table: xr.Dataset) -> go.Figure:
     figure.update_xaxes(range=edges, tickangle=0 if flat else -90, **cells)
     figure.update_yaxes(range=edges[::-1], **cells)
     figure.update_yaxes(showticklabels=False, **grid.place(1))
-    figure.update_layout(
-        coloraxis={
-            "colorscale": SEQUENTIAL,
-            "cmin": 0,
-            "cmax": 1,
-            "colorbar": {"title": {"text": "share", "side": "right"}},
-        }
-    )
+    figure.update_layout(coloraxis=shares("share"))
     chance = f"chance: {table.attrs['chance']:.2f} (Jaccard)"
     return finish(
         figure,
@@ -232,19 +226,17 @@ def _number(value: float) -> str:
     return "unknown" if missing(value) else f"{value:.2f}"
 
 
-def _matrix(values: np.ndarray, stars: np.ndarray, hover: list[list[str]]) -> go.Heatmap:
-    return go.Heatmap(
+def _matrix(
+    values: np.ndarray, stars: np.ndarray, hover: list[list[str]]
+) -> list[go.Heatmap | go.Scatter]:
+    texts = [
+        [text + "*" * (star and bool(text)) for text, star in zip(row, marks, strict=True)]
+        for row, marks in zip(two_digits(values), stars.tolist(), strict=True)
+    ]
+    cells = go.Heatmap(
         z=values,
         coloraxis="coloraxis",
-        text=[
-            ["" if missing(v) else f"{v:.2f}{'*' if star else ''}" for v, star in pairs]
-            for pairs in (
-                list(zip(row, marks, strict=True))
-                for row, marks in zip(values.tolist(), stars.tolist(), strict=True)
-            )
-        ],
-        texttemplate="%{text}",
-        textfont={"size": BODY},
         hoverinfo="text",
         hovertext=hover,
     )
+    return [cells, numbers(values, texts)]

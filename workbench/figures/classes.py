@@ -23,6 +23,15 @@ COLOURS = {
     "retrieval": OKABE_ITO[5],
     "random": RANDOM,
 }
+# And one symbol: induction's and random's colour are alike to some eyes, and most are in grey.
+SYMBOLS = {
+    "preference": "circle",
+    "specific": "diamond",
+    "capability": "square",
+    "induction": "triangle-up",
+    "retrieval": "triangle-down",
+    "random": "cross",
+}
 
 
 def class_effects(table: xr.Dataset) -> go.Figure:
@@ -88,7 +97,7 @@ def class_effects(table: xr.Dataset) -> go.Figure:
     draws = int(table.attrs["draws"])
     return finish(
         figure,
-        "Head classes of equal size: removed, and steered with",
+        "What head classes of equal size do: removed, and steered with",
         [
             f"random: the mean over {count(draws, 'draw')}; whiskers: 95 % intervals of resampled "
             "users",

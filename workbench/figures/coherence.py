@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.errors import InputError
-from workbench.figures.classes import COLOURS, ENDS, UNITS, legend_above, reach
+from workbench.figures.classes import COLOURS, ENDS, SYMBOLS, UNITS, legend_above, reach
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, interval, shorten
 from workbench.figures.template import BODY, INK, PAPER, PLAIN, finish, whiskers
@@ -43,7 +43,8 @@ def coherence(table: xr.Dataset) -> go.Figure:
             reach([part[f"{name}{end}"].values for end in ENDS]) for name in ("neutral_nll", "gain")
         )
         room = (LABEL[0] * (across[1] - across[0]) / side, LABEL[1] * (up[1] - up[0]) / HEIGHT)
-        traces = [_curve(part.sel(cls=cls), room) for cls in table["cls"].values.tolist()]
+        taken = [(0.0, 0.0)]
+        traces = [_curve(part.sel(cls=cls), room, taken) for cls in table["cls"].values.tolist()]
         for trace in (*traces, _origin()):
             trace.showlegend = i == 0
             figure.add_trace(trace, **place)
@@ -92,7 +93,9 @@ def _origin() -> go.Scatter:
     )
 
 
-def _curve(row: xr.Dataset, room: tuple[float, float]) -> go.Scatter:
+def _curve(
+    row: xr.Dataset, room: tuple[float, float], taken: list[tuple[float, float]]
+) -> go.Scatter:
     cls = row["cls"].item()
     colour = COLOURS.get(cls, INK)
     gammas = row["gamma"].values.tolist()
@@ -104,7 +107,7 @@ def _curve(row: xr.Dataset, room: tuple[float, float]) -> go.Scatter:
     clear = [(a > 0 or b < 0) and q <= 0.05 for a, b, q in zip(*gain[1:], p, strict=True)]
     # The labels of one curve are enough to read the others by.
     few = len(gammas) if cls == "preference" else 1
-    texts = _labels(gammas, list(zip(cost[0], gain[0], strict=True)), few, room)
+    texts = _labels(gammas, list(zip(cost[0], gain[0], strict=True)), few, room, taken)
     return go.Scatter(
         x=[0, *cost[0]],
         y=[0, *gain[0]],
@@ -117,6 +120,7 @@ def _curve(row: xr.Dataset, room: tuple[float, float]) -> go.Scatter:
         line={"color": colour, "width": 2},
         marker={
             "color": [PAPER, *(colour if filled else PAPER for filled in clear)],
+            "symbol": SYMBOLS.get(cls, "circle"),
             "size": [0, *[8] * len(gammas)],
             "opacity": 1,
             "line": {"color": colour, "width": 1.5},
@@ -134,9 +138,10 @@ def _labels(
     points: list[tuple[float, float]],
     few: int,
     room: tuple[float, float],
+    taken: list[tuple[float, float]],
 ) -> list[str]:
-    """Labels of the largest strengths, without those that would lie on one another or on 0."""
-    texts, taken = [""] * len(gammas), [(0.0, 0.0)]
+    """Labels of the largest strengths that lie on none of those in `taken`, which grows."""
+    texts = [""] * len(gammas)
     for i in reversed(range(max(0, len(gammas) - few), len(gammas))):
         apart = [
             abs(points[i][0] - x) > room[0] or abs(points[i][1] - y) > room[1] for x, y in taken

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.errors import InputError
-from workbench.figures.classes import COLOURS, ENDS, UNITS, legend_above, reach
+from workbench.figures.classes import COLOURS, ENDS, SYMBOLS, UNITS, legend_above, reach
 from workbench.figures.grid import Grid
 from workbench.figures.labels import (
     count,
@@ -64,10 +64,10 @@ def damage(table: xr.Dataset) -> go.Figure:
         len(groups),
         (SIDES[columns],) * columns,
         HEIGHT,
-        gap=(74, 96),
-        left=74,
+        gap=(74, 112),
+        left=88,
         right=24,
-        bottom=56,
+        bottom=72,
         top=74,
     )
     figure = grid.figure([_damage_title(table.sel(group=group)) for group in groups])
@@ -79,8 +79,8 @@ def damage(table: xr.Dataset) -> go.Figure:
             trace.showlegend = bool(trace.name) and trace.name not in named
             named.add(trace.name or "")
             figure.add_trace(trace, **place)
-        low = "damage to neutral text" if grid.lowest(i) else None
-        left = "damage to users' text" if grid.leftmost(i) else None
+        low = f"damage to neutral text<br>({UNITS})" if grid.lowest(i) else None
+        left = f"damage to users' text<br>({UNITS})" if grid.leftmost(i) else None
         figure.update_xaxes(title_text=low, nticks=6, range=across, **place)
         figure.update_yaxes(title_text=left, nticks=6, range=up, **place)
     legend_above(figure, grid, 52)
@@ -91,7 +91,7 @@ def damage(table: xr.Dataset) -> go.Figure:
         figure,
         "Preference or damage: what removing each head costs",
         [
-            f"rise of the loss, {UNITS}; neutral text: {size}{shown}; whiskers: 95 % intervals",
+            f"damage: rise of the loss; neutral text: {size}{shown}; whiskers: 95 % intervals",
             "above the diagonal the users' text suffers more"
             + ("; classes chosen by these scores stand too far out" if classed else ""),
         ],
@@ -159,7 +159,7 @@ def specific_heads(table: xr.Dataset) -> go.Figure:
     shown = f"the first {len(groups)} of {total} groups; " if total > len(groups) else ""
     finish(
         figure,
-        "What of a head's PCS is about the user whose profile it is",
+        "What part of a head's PCS needs the user's own profile",
         [
             f"{shown}PCS, and PCS less that of the same head behind another profile",
             "red: the head matters more behind the user's own profile; blue, minus: less; white: 0",
@@ -225,6 +225,7 @@ def _damage_points(part: xr.Dataset) -> list[go.Scatter]:
                 mode="markers",
                 marker={
                     "color": colour,
+                    "symbol": SYMBOLS.get(name, "circle"),
                     "size": 8 if name else 5,
                     "opacity": 1.0 if name else 0.7,
                     "line": {"width": 0.7 if name else 0, "color": PAPER},

@@ -8,9 +8,9 @@ import xarray as xr
 
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, fits, missing, shorten, thinned, width
-from workbench.figures.marks import LEGEND, minus
+from workbench.figures.marks import LEGEND, minus, numbers, two_digits
 from workbench.figures.reference import chance_entry, chance_line, first_groups, legend_above, say
-from workbench.figures.template import BODY, DPS, PLAIN, SEQUENTIAL, centred, finish, whiskers
+from workbench.figures.template import DPS, PLAIN, centred, finish, shares, whiskers
 
 MATRICES = (("jaccard", "Jaccard of the sets"), ("spearman", "Spearman of mean scores"))
 # Overlap with what: column, words, colour and symbol.
@@ -59,14 +59,14 @@ def example_counts(table: xr.Dataset, limit: int = 6) -> go.Figure:
         titles.append(f"<b>{shorten(name, 16)}</b>{size}: Jaccard of the sets")
         titles += ["Spearman of mean scores", *["Jaccard by examples"] * ours]
     figure = grid.figure(titles)
+    signed = float(np.nanmin(table["spearman"].values, initial=0.0)) < 0
     for row, name in enumerate(rows):
         part = table.sel(group=name) if ours else table
         for column, (key, words) in enumerate(MATRICES):
             place = grid.place(columns * row + column)
-            figure.add_trace(_counts_matrix(part, names, key, words, side), **place)
-            if not fits(len(names), side):  # a value that is written has its sign
-                for trace in minus(part[key].values, 1.0, side / len(names)):
-                    figure.add_trace(trace, **place)
+            figure.add_trace(_counts_matrix(part, names, key, words), **place)
+            for trace in _in_cells(part[key].values, side, signed and key == "spearman"):
+                figure.add_trace(trace, **place)
             _name_cells(figure, names, side, place)
             figure.update_xaxes(title_text="examples" if ours else "group", **place)
         if ours:
@@ -75,8 +75,7 @@ def example_counts(table: xr.Dataset, limit: int = 6) -> go.Figure:
             _count_axis(figure, part, names, table.attrs["chance"], place)
     if ours:
         figure.add_trace(chance_entry(), **grid.place(2))
-    signed = float(np.nanmin(table["spearman"].values, initial=0.0)) < 0
-    plain = {"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "showscale": False}
+    plain = shares("") | {"showscale": False}
     signs = centred(np.ones(1), "") | {"showscale": False}
     figure.update_layout(
         coloraxis=plain, coloraxis2=signs if signed else plain, legend=legend_above(grid, 24)
@@ -84,9 +83,7 @@ def example_counts(table: xr.Dataset, limit: int = 6) -> go.Figure:
     return finish(figure, *_count_titles(table, ours, note))
 
 
-def _counts_matrix(
-    part: xr.Dataset, names: list[str], key: str, words: str, side: float
-) -> go.Heatmap:
+def _counts_matrix(part: xr.Dataset, names: list[str], key: str, words: str) -> go.Heatmap:
     values = part[key].values
     # Of the published table there is one matrix, and the groups are its rows.
     whose = "" if part["group"].ndim else f"{escape(part['group'].item())}<br>"
@@ -104,11 +101,16 @@ def _counts_matrix(
     return go.Heatmap(
         z=values,
         coloraxis="coloraxis" if key == "jaccard" else "coloraxis2",
-        texttemplate="%{z:.2f}" if fits(len(names), side) else None,
-        textfont={"size": BODY},
         hoverinfo="text",
         hovertext=hover,
     )
+
+
+def _in_cells(values: np.ndarray, side: float, signed: bool) -> list[go.Scatter]:
+    """The values where they fit, and else a minus on those below 0."""
+    if fits(len(values), side):
+        return [numbers(values, two_digits(values), 1.0 if signed else None)]
+    return minus(values, 1.0, side / len(values))
 
 
 def _in_common(examples: float) -> str:
@@ -168,7 +170,7 @@ def _count_axis(
         range=[-0.5, max(len(few), 1) - 0.5],
         **place,
     )
-    figure.update_yaxes(range=[0, 1.03], tickvals=[0, 0.5, 1], **place)
+    figure.update_yaxes(title_text="Jaccard", range=[0, 1.03], tickvals=[0, 0.5, 1], **place)
     chance_line(figure, chance, place, horizontal=True)
     if part["to_all"].isnull().all():
         say(figure, "too few examples<br>to leave some out", place)
@@ -181,13 +183,13 @@ def _count_titles(table: xr.Dataset, ours: bool, note: str) -> tuple[str, list[s
         sizes = sorted({int(k) for k in table["k"].values})
         k = " or ".join(map(str, sizes))
         few, many = int(table["examples"].min()), int(table["examples"].max())
-        return f"Published head sets by number of examples, K = {k}", [
+        return f"Do few examples give the heads that many give? Published sets, K = {k}", [
             f"{escape(attrs['model'])}, {attrs['heads']:,} heads; means over {few:,} to {many:,} "
             f"examples; {chance}",
             "groups may share examples, and then agree partly by construction",
         ]
     drawn = "users drawn whole" if attrs["by_users"] else "examples drawn whosever they are"
-    return f"Head sets by number of examples, K = {attrs['k']}", [
+    return f"Do few examples give the heads that many give? K = {attrs['k']}", [
         f"{note}mean of {count(attrs['draws'], 'draw')}, {drawn}; {chance}",
         "in a draw small subsets are part of larger ones and agree with them by construction; "
         "whiskers: 95 % of draws",

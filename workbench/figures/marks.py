@@ -7,14 +7,25 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.figures.grid import Grid
-from workbench.figures.labels import escape
-from workbench.figures.template import DPS, FAINT, INK, PAPER, UNSCORED
+from workbench.figures.labels import escape, missing
+from workbench.figures.template import (
+    BODY,
+    DIVERGING,
+    DPS,
+    FAINT,
+    INK,
+    PAPER,
+    SEQUENTIAL,
+    UNSCORED,
+    readable_on,
+)
 from workbench.heads import Head
 
 LEGEND = 28  # pixels that a legend takes above the panels
 BELOW = "below the noise floor: sums in another order move a mean by as much"
 NOT_SCORED = "not scored"
 MINUS = "below 0"
+WRITTEN = "values"
 DOT = 0.2  # of a cell
 LARGEST = 7.0
 # A minus is on cells at least so far below 0, in parts of the scale; nearer to it all look white.
@@ -64,6 +75,38 @@ def minus(values: np.ndarray, largest: float, cell: float) -> list[go.Scatter]:
             showlegend=False,
         )
     ]
+
+
+def numbers(values: np.ndarray, texts: list[list[str]], end: float | None = None) -> go.Scatter:
+    """Texts in the cells of a heatmap, each in the colour that can be read on its cell.
+
+    Args:
+        values: What is drawn, [row, column]; NaN is none, and has no text.
+        texts: For each cell; empty for none.
+        end: Of a scale centred at 0; without it the scale is that from 0 to 1.
+    """
+    rows, columns = np.nonzero([[bool(text) for text in row] for row in texts])
+    drawn = values[rows, columns]
+    colors = (
+        readable_on(SEQUENTIAL, drawn)
+        if end is None
+        else readable_on(DIVERGING, (drawn / (end or 1.0) + 1) / 2)
+    )
+    return go.Scatter(
+        x=columns,
+        y=rows,
+        name=WRITTEN,
+        mode="text",
+        text=[texts[row][column] for row, column in zip(rows, columns, strict=True)],
+        textfont={"size": BODY, "color": colors},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def two_digits(values: np.ndarray) -> list[list[str]]:
+    """What `numbers` writes of values that fit into their cells."""
+    return [["" if missing(value) else f"{value:.2f}" for value in row] for row in values.tolist()]
 
 
 def not_scored(name: str, absent: np.ndarray, cell: float) -> list[go.Heatmap | go.Scatter]:

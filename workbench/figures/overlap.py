@@ -11,6 +11,7 @@ import xarray as xr
 
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, fits, missing, shorten, thinned, width
+from workbench.figures.marks import numbers, two_digits
 from workbench.figures.template import (
     BODY,
     DPS,
@@ -18,8 +19,8 @@ from workbench.figures.template import (
     INK,
     PLAIN,
     RANDOM,
-    SEQUENTIAL,
     finish,
+    shares,
 )
 
 LETTERS = 18
@@ -59,7 +60,12 @@ def overlap(table: xr.DataArray) -> go.Figure:
         bottom=max(36 if flat else label, 52),
     )
     figure = grid.figure(("", "to be read against") if references else ())
-    figure.add_trace(_matrix(table, names, side), **grid.place(0))
+    # A set overlaps fully with itself: that says nothing, and would draw every eye.
+    values = np.array(table.values, dtype=float)
+    np.fill_diagonal(values, np.nan)
+    figure.add_trace(_matrix(values, names), **grid.place(0))
+    if fits(len(names), side):
+        figure.add_trace(numbers(values, two_digits(values)), **grid.place(0))
     ticks = thinned(len(names), int(side / 14))
     cells = {
         "tickvals": ticks,
@@ -76,17 +82,14 @@ def overlap(table: xr.DataArray) -> go.Figure:
         figure.add_annotation(text="one set, no pair to compare", x=0, y=0, **grid.place(0))
     if references:
         _add_references(figure, table.attrs, references)
-    bar = {"x": side / grid.inner[0], "xpad": 12, "title": {"text": "Jaccard", "side": "right"}}
     figure.update_layout(
-        coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar}
+        coloraxis=shares("Jaccard"),
+        coloraxis_colorbar={"x": side / grid.inner[0], "xpad": 12},
     )
     return finish(figure, *_titles(table, len(names), bool(references)))
 
 
-def _matrix(table: xr.DataArray, names: list[str], side: float) -> go.Heatmap:
-    values = np.array(table.values, dtype=float)
-    # A set overlaps fully with itself: that says nothing, and would draw every eye.
-    np.fill_diagonal(values, np.nan)
+def _matrix(values: np.ndarray, names: list[str]) -> go.Heatmap:
     hover = [
         [
             "" if missing(value) else f"{escape(a)}<br>{escape(b)}<br><b>Jaccard {value:.3f}</b>"
@@ -97,8 +100,6 @@ def _matrix(table: xr.DataArray, names: list[str], side: float) -> go.Heatmap:
     return go.Heatmap(
         z=values,
         coloraxis="coloraxis",
-        texttemplate="%{z:.2f}" if fits(len(names), side) else None,
-        textfont={"size": BODY},
         hoverinfo="text",
         hovertext=hover,
     )
@@ -163,7 +164,7 @@ def _titles(table: xr.DataArray, sets: int, references: bool) -> tuple[str, list
     size = f"{k[0]}" if len(k) == 1 else f"{k[0]} to {k[-1]}"
     total = int(table.attrs.get("sets", sets))
     shown = count(sets, by) if sets == total else f"the first {sets} of {total} {by}s"
-    title = f"Overlap of head sets, K = {size}, {shown}"
+    title = f"Do {by}s share heads? Overlap of head sets, K = {size}, {shown}"
     lines = ["Jaccard of each pair: shared heads over the heads of either; diagonal left blank"]
     if references:
         lines.append(

@@ -17,9 +17,9 @@ PANELS = (
     ("jaccard", "overlap of the top {k}", "Jaccard", OKABE_ITO[2], "gap"),
 )
 TITLES = {
-    "distance": "Strangers' items between the profile and the query",
-    "length": "Items of the profile shown",
-    "turns": "Earlier turns between the profile and the query",
+    "distance": "by strangers' items before the query",
+    "length": "by number of items shown",
+    "turns": "by earlier turns before the query",
 }
 
 
@@ -125,7 +125,7 @@ def _titles(table: xr.Dataset) -> tuple[str, list[str]]:
     note = f"filled: the change from the square (step {attrs['reference']}) is beyond noise"
     if all(int(n) < 2 for n in table["users"].values):
         note = "no intervals: there is one user"
-    return f"{TITLES[attrs['kind']]}, K = {attrs['k']}", [
+    return f"Value of the profile and of its heads, {TITLES[attrs['kind']]}, K = {attrs['k']}", [
         f"whiskers: 95 % intervals from resampled users; {note}",
         f"heads of the middle panels: from {escape(attrs['heads_from'])}",
     ]

@@ -47,7 +47,7 @@ def routing(table: xr.Dataset) -> go.Figure:
         Right: the normalised entropy of routing; 1 gives every user the mean of all clusters.
     """
     tasks = table["task"].values.tolist()
-    grid = Grid(3 * len(tasks), (368, 250, 176), 186, (76, 96), 74, right=20, bottom=56)
+    grid = Grid(3 * len(tasks), (368, 250, 176), 186, (86, 96), 74, right=20, bottom=56)
     titles = []
     for task in tasks:
         part = table.sel(task=task)
@@ -55,7 +55,7 @@ def routing(table: xr.Dataset) -> go.Figure:
         who = f"{count(int(part['examples']), 'example')}, {count(int(part['users']), 'user')}"
         titles += [
             f"<b>{shorten(task, 18)}</b>, {who}, {clusters}",
-            "minus global, paired",
+            "difference from global, paired",
             "routing entropy",
         ]
     figure = grid.figure(titles)
@@ -68,10 +68,15 @@ def routing(table: xr.Dataset) -> go.Figure:
         figure.update_xaxes(**_labels([*ARMS]), **bars)
         figure.add_trace(_dots(part), **dots)
         figure.update_xaxes(**_labels(AGAINST), **dots)
-        figure.update_yaxes(zeroline=True, zerolinecolor=INK, zerolinewidth=1, **dots)
+        change = f"change of {escape(part['metric'].item())}"
+        figure.update_yaxes(
+            title_text=change, zeroline=True, zerolinecolor=INK, zerolinewidth=1, **dots
+        )
         figure.add_trace(_entropies(part), **entropy)
         figure.update_xaxes(**_labels([*ROUTED]), **entropy)
-        figure.update_yaxes(range=[0, 1.36], tickvals=[0, 0.5, 1], **entropy)
+        figure.update_yaxes(
+            title_text="normalised entropy", range=[0, 1.36], tickvals=[0, 0.5, 1], **entropy
+        )
         if int(part["clusters"]) == 1:
             figure.add_annotation(text="one cluster:<br>nothing to route", x=1, y=0.5, **entropy)
     return finish(figure, *_titles(table)).update_layout(showlegend=False)
@@ -153,6 +158,7 @@ def _entropies(part: xr.Dataset) -> go.Bar:
         text=texts,
         textposition="outside",
         textangle=0,
+        constraintext="none",
         cliponaxis=False,
         textfont={"size": BODY},
         marker={"color": [color for _, color in ROUTED.values()]},
@@ -174,9 +180,12 @@ def _titles(table: xr.Dataset) -> tuple[str, list[str]]:
     )
     if np.isnan(table["value_low"].values).all():
         note = "no intervals: there is only one user, and nothing to resample"
-    return f"Routing users to clusters of heads, γ = {attrs['gamma']:g}", [
-        f"entropy 1: every user gets the mean of all clusters; about {attrs['size']} users a "
-        f"cluster, {escape(attrs['embedder'])}; random clusters: mean of "
-        f"{count(int(attrs['draws']), 'draw')}",
-        note,
-    ]
+    return (
+        f"Does routing users to heads of their cluster beat one global set? γ = {attrs['gamma']:g}",
+        [
+            f"entropy 1: every user gets the mean of all clusters; about {attrs['size']} users a "
+            f"cluster, {escape(attrs['embedder'])}; random clusters: mean of "
+            f"{count(int(attrs['draws']), 'draw')}",
+            note,
+        ],
+    )

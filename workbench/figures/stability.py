@@ -21,8 +21,8 @@ from workbench.figures.template import (
     INK,
     OKABE_ITO,
     PAPER,
-    SEQUENTIAL,
     finish,
+    shares,
     whiskers,
 )
 from workbench.heads import Head
@@ -71,14 +71,13 @@ def recurrence(table: xr.Dataset, limit: int = 9) -> go.Figure:
     ):
         ticks = thinned(number, int(room))
         update(range=[-0.5, number - 0.5], tickvals=ticks, showgrid=False)
-    bar = {"title": {"text": "share of resamples", "side": "right"}}
     figure.update_layout(
-        coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": bar},
+        coloraxis=shares("share of resamples"),
         legend=legend_above(grid, 24) | {"itemsizing": "constant"},
     )
     attrs = table.attrs
     unit = "examples" if attrs["by"] == "user" else "users"
-    title = f"How often each head is found again, K = {attrs['k']}"
+    title = f"How often is each head in the top {attrs['k']} of {unit} drawn anew?"
     lines = [
         f"{note}share of {attrs['draws']:,} resamples of the {unit} with the head in the top K",
         f"firm: in at least {attrs['firm_share']:.0%} of them",
@@ -179,7 +178,7 @@ def profile_noise(table: xr.Dataset, limit: int = 6) -> go.Figure:
         note = "no intervals: a single user; hollow: nothing swapped"
     return finish(
         figure,
-        f"Profiles with a stranger's items, K = {table.attrs['k']}",
+        f"Heads, scores and loss as a stranger's items replace the user's, K = {table.attrs['k']}",
         [f"{some}targets stay the user's, {who}; clean: the user's own profile", note],
     )
 
@@ -270,7 +269,7 @@ def precision(table: xr.Dataset, limit: int = 40) -> go.Figure:
     figure.update_layout(legend=legend_above(grid, 24))
     return finish(
         figure,
-        f"Cheaper scores against exact ones, K = {k}",
+        f"Do cheaper scores find the heads that exact ones find? K = {k}",
         [
             f"{note}the same examples scored both ways; {table.attrs['heads']:,} heads",
             "a screened run correlates over the heads that it scored exactly",

@@ -10,7 +10,8 @@ import xarray as xr
 
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, fits, interval, missing, shorten
-from workbench.figures.template import BODY, DPS, PAPER, PLAIN, RANDOM, SEQUENTIAL, finish, whiskers
+from workbench.figures.marks import numbers, two_digits
+from workbench.figures.template import DPS, PAPER, PLAIN, RANDOM, finish, shares, whiskers
 
 # A step aside on the axis of K, so that whiskers at the same K stand side by side.
 STEP = 2**0.07
@@ -49,6 +50,9 @@ def head_count(table: xr.Dataset) -> go.Figure:
             cols=curve["col"],
         )
         figure.add_trace(_nested(part), **square)
+        if fits(part.sizes["k"], SQUARE):
+            nested = part["nested"].values
+            figure.add_trace(numbers(nested, two_digits(nested)), **square)
         metric = f"{escape(part['metric'].item())}<br>({escape(part['better'].item())} is better)"
         figure.update_yaxes(title_text=metric, **curve)
         figure.update_xaxes(title_text="number of heads K (log scale)", **_k_axis(part), **curve)
@@ -57,7 +61,7 @@ def head_count(table: xr.Dataset) -> go.Figure:
         figure.update_xaxes(title_text="K", **cells, **square)
         figure.update_yaxes(title_text="K", **cells, **square)
     figure.update_layout(
-        coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "showscale": False},
+        coloraxis=shares("") | {"showscale": False},
         # Above the titles of the first row.
         legend={"x": 0, "xanchor": "left", "y": 1 + 26 / grid.inner[1], "yanchor": "bottom"},
     )
@@ -184,8 +188,6 @@ def _nested(part: xr.Dataset) -> go.Heatmap:
     return go.Heatmap(
         z=values,
         coloraxis="coloraxis",
-        texttemplate="%{z:.2f}" if fits(len(ks), SQUARE) else None,
-        textfont={"size": BODY},
         hoverinfo="text",
         hovertext=[
             [f"K = {a} and K = {b}: {value:.3f}" for b, value in zip(ks, row, strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 
 from workbench.figures.labels import missing
 
@@ -84,7 +85,13 @@ TEMPLATE = go.layout.Template(
         "yaxis": _AXIS,
         "legend": {"orientation": "h", "font": {"size": BODY}},
         "coloraxis": {
-            "colorbar": {"thickness": 14, "outlinewidth": 0, "ypad": 0, "tickfont": {"size": BODY}}
+            "colorbar": {
+                "thickness": 14,
+                "outlinewidth": 0,
+                "ypad": 0,
+                "tickfont": {"size": BODY},
+                "title": {"font": {"size": BODY}},
+            }
         },
         "annotationdefaults": {"font": {"size": BODY}, "showarrow": False},
         "hoverlabel": {"align": "left", "font": {"family": FONT, "size": BODY}},
@@ -125,6 +132,40 @@ def centred(values: np.ndarray, units: str) -> dict[str, object]:
         "cmax": end,
         "colorbar": {"title": {"text": units, "side": "right"}},
     }
+
+
+def shares(title: str) -> dict[str, object]:
+    """A colour axis from 0 to 1."""
+    return {
+        "colorscale": SEQUENTIAL,
+        "cmin": 0,
+        "cmax": 1,
+        "colorbar": {"title": {"text": title, "side": "right"}, "tickvals": [0, 0.5, 1]},
+    }
+
+
+def readable_on(scale: Sequence[str], places: np.ndarray) -> list[str]:
+    """INK or PAPER for each place on a colour scale, whichever stands out more.
+
+    Args:
+        scale: Colours at equal distances.
+        places: From 0, the scale's first colour, to 1, its last; any shape, which is flattened.
+
+    Source:
+        Relative luminance and contrast as WCAG 2.1 defines them. Plotly's own choice leaves 2.7 to
+        1 between the text and the middle of a scale.
+    """
+    stops = np.array([hex_to_rgb(color) for color in scale]) / 255
+    at = np.linspace(0, 1, len(stops))
+    cells = np.stack([np.interp(places.ravel(), at, part) for part in stops.T], axis=-1)
+    ink = _luminance(np.array(hex_to_rgb(INK)) / 255)
+    light = _luminance(cells)
+    return np.where((light + 0.05) ** 2 > 1.05 * (ink + 0.05), INK, PAPER).tolist()
+
+
+def _luminance(rgb: np.ndarray) -> np.ndarray:
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return linear @ np.array([0.2126, 0.7152, 0.0722])
 
 
 def largest(values: np.ndarray) -> float:

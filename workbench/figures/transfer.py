@@ -8,9 +8,8 @@ import xarray as xr
 
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, interval, missing, shorten, thinned, width
-from workbench.figures.marks import minus
+from workbench.figures.marks import minus, numbers, two_digits
 from workbench.figures.template import (
-    BODY,
     DPS,
     FAINT,
     INK,
@@ -59,7 +58,7 @@ def transfer(table: xr.Dataset) -> go.Figure:
     titles = []
     for i, group in enumerate(groups):
         size = f"{int(table['examples'][i]):,} examples"
-        titles += [f"<b>{shorten(group, 24)}</b>, {size}", "agreement, and by chance"]
+        titles += [f"<b>{shorten(group, 24)}</b>, {size}", "what they agree in, and by chance"]
     figure = grid.figure(titles)
     for i in range(len(groups)):
         left, right = grid.place(2 * i), grid.place(2 * i + 1)
@@ -70,7 +69,9 @@ def transfer(table: xr.Dataset) -> go.Figure:
             figure.add_trace(trace, **right)
         figure.update_xaxes(title_text="relative depth (tenths)", **left)
         figure.update_yaxes(title_text="share of positive score", rangemode="tozero", **left)
-        figure.update_xaxes(range=[-1.05, 1.05], tickvals=[-1, -0.5, 0, 0.5, 1], **right)
+        figure.update_xaxes(
+            title_text="agreement", range=[-1.05, 1.05], tickvals=[-1, -0.5, 0, 0.5, 1], **right
+        )
         figure.update_xaxes(zeroline=True, zerolinecolor=INK, zerolinewidth=1, **right)
         figure.update_yaxes(
             range=[-0.6, len(MEASURES) - 0.4],
@@ -192,9 +193,10 @@ def lend(table: xr.Dataset) -> go.Figure:
     figure = grid.figure(("whose heads are removed", "own, others' and random heads"))
     matrix = table["change"].values
     figure.add_trace(_matrix(names, matrix), **grid.place(0))
-    if len(names) > WRITTEN:  # a value that is written has its sign
-        for trace in minus(matrix, largest(matrix), side / len(names)):
-            figure.add_trace(trace, **grid.place(0))
+    end = largest(matrix)
+    written = [numbers(matrix, two_digits(matrix), end)] if len(names) <= WRITTEN else []
+    for trace in written or minus(matrix, end, side / len(names)):
+        figure.add_trace(trace, **grid.place(0))
     for trace in _kinds(table, names):
         figure.add_trace(trace, **grid.place(1))
     ticks = thinned(len(names), int(side / 14))
@@ -233,8 +235,6 @@ def _matrix(names: list[str], matrix: np.ndarray) -> go.Heatmap:
     return go.Heatmap(
         z=matrix,
         coloraxis="coloraxis",
-        texttemplate="%{z:.2f}" if len(names) <= WRITTEN else None,
-        textfont={"size": BODY},
         hoverinfo="text",
         hovertext=[
             [

@@ -8,7 +8,8 @@ import xarray as xr
 
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, fits, interval, missing, shorten, thinned
-from workbench.figures.template import BODY, GAP, SEQUENTIAL, finish
+from workbench.figures.marks import numbers, two_digits
+from workbench.figures.template import BODY, GAP, finish, shares
 from workbench.heads import Head
 
 NAMES = {
@@ -16,7 +17,7 @@ NAMES = {
     "random-weights": "random weights",
     "random-mask": "random mask",
 }
-SIDE = 236  # pixels across a panel
+SIDE = 256  # pixels across a panel
 LOWEST, HIGHEST = 92, 250  # pixels from its bottom to its top
 
 
@@ -35,6 +36,7 @@ def head_weights(table: xr.Dataset) -> go.Figure:
     tasks, maps = table["task"].values.tolist(), table["map"].values.tolist()
     layers, heads = table.sizes["layer"], table.sizes["head"]
     height = min(max(SIDE * layers / heads, LOWEST), HIGHEST)
+    small = fits(heads, SIDE) and height >= layers * 1.2 * BODY
     grid = Grid(
         len(tasks) * len(maps), (SIDE,) * len(maps), height, (30, 122), 58, right=92, bottom=90
     )
@@ -47,20 +49,17 @@ def head_weights(table: xr.Dataset) -> go.Figure:
     )
     for n, (task, name) in enumerate((task, name) for task in tasks for name in maps):
         part, place = table.sel(task=task, map=name), grid.place(n)
-        figure.add_trace(_heatmap(part, height), **place)
+        figure.add_trace(_heatmap(part, small), **place)
+        if small:
+            # A low weight looks much like none; where there is room its number stands in the cell.
+            known = np.where(part["weight"] > 0, part["weight"], np.nan)
+            figure.add_trace(numbers(known, two_digits(known)), **place)
         figure.update_xaxes(title_text=f"head<br>{_metric(part)}", **place)
         left = grid.leftmost(n)
         figure.update_yaxes(title_text="layer" if left else None, showticklabels=left, **place)
     figure.update_xaxes(matches="x", **_cells(heads, SIDE / 26))
     figure.update_yaxes(matches="y", **_cells(layers, height / 17))
-    figure.update_layout(
-        coloraxis={
-            "colorscale": SEQUENTIAL,
-            "cmin": 0,
-            "cmax": 1,
-            "colorbar": {"title": {"text": "weight", "side": "right"}, "tickvals": [0, 0.5, 1]},
-        }
-    )
+    figure.update_layout(coloraxis=shares("weight"))
     finish(figure, *_titles(table))
     return figure.update_layout(plot_bgcolor=GAP)
 
@@ -78,19 +77,13 @@ def _metric(part: xr.Dataset) -> str:
     return f"<b>{value:.3f}</b> {ends}<br>{metric}, {better} is better"
 
 
-def _heatmap(part: xr.Dataset, height: float) -> go.Heatmap:
+def _heatmap(part: xr.Dataset, small: bool) -> go.Heatmap:
     weights = part["weight"].values
     task, name = escape(part["task"].item()), escape(part["map"].item())
     mean, low, high = (float(part[n]) for n in ("value", "value_low", "value_high"))
     below = f"{escape(part['metric'].item())} {interval(mean, low, high)}"
-    layers, heads = weights.shape
-    small = fits(heads, SIDE) and height >= layers * 1.2 * BODY
     return go.Heatmap(
         z=weights,
-        # A low weight looks much like none; where there is room its number stands in the cell.
-        text=[[f"{w:.2f}" if small and w > 0 else "" for w in row] for row in weights.tolist()],
-        texttemplate="%{text}",
-        textfont={"size": BODY},
         coloraxis="coloraxis",
         hoverinfo="text",
         hovertext=[
@@ -115,7 +108,7 @@ def _titles(table: xr.Dataset) -> tuple[str, list[str]]:
     note = f"numbers: DPS with γ = {attrs['gamma']:g}, 95 % intervals from {who}"
     if np.isnan(table["value_low"].values).all():
         note = f"numbers: DPS with γ = {attrs['gamma']:g}, no intervals: one user only"
-    return "Head weights: discovered, and drawn at random", [
+    return "Head weights, discovered and drawn at random, and the metric under each", [
         "0: the head stays, 1: it is removed whole; random: as much in each layer, "
         f"the first of {drawn} is shown, the number is their mean",
         note,
