@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workbench.analysis.classes import class_effects, head_classes
     from workbench.analysis.coherence import coherence
     from workbench.analysis.controls import counterfactual_scores, damage, specificity
+    from workbench.analysis.head_map import choose_heads, head_map, specific_scores
     from workbench.analysis.lending import lend
     from workbench.analysis.needed import by_examples
     from workbench.analysis.noise import profile_noise
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from workbench.evaluation.settings import GridSettings
     from workbench.evaluation.summary import evaluation_table
     from workbench.heads import Gates, Head, HeadSet
+    from workbench.lab.explorer import explore
     from workbench.models import load_model
     from workbench.planted import ground_truth, plant
     from workbench.scores import HeadScores
@@ -56,7 +58,9 @@ if TYPE_CHECKING:
     from workbench.steering.labels import decide
     from workbench.steering.loop import Sampling
     from workbench.steering.processor import DPSLogitsProcessor, hf_model
+    from workbench.steering.reading import next_tokens, token_change
     from workbench.steering.routing import Router
+    from workbench.steering.writing import write
 
 _HOMES = {
     "Ablated": "workbench.steering.contrast",
@@ -85,6 +89,7 @@ _HOMES = {
     "aspects": "workbench.analysis.aspects",
     "attended": "workbench.discovery.attended",
     "by_examples": "workbench.analysis.needed",
+    "choose_heads": "workbench.analysis.head_map",
     "class_effects": "workbench.analysis.classes",
     "coherence": "workbench.analysis.coherence",
     "copy_scores": "workbench.discovery.copying",
@@ -93,9 +98,11 @@ _HOMES = {
     "decide": "workbench.steering.labels",
     "evaluate": "workbench.evaluation.grid",
     "evaluation_table": "workbench.evaluation.summary",
+    "explore": "workbench.lab.explorer",
     "generate": "workbench.steering.decode",
     "ground_truth": "workbench.planted",
     "head_classes": "workbench.analysis.classes",
+    "head_map": "workbench.analysis.head_map",
     "hf_model": "workbench.steering.processor",
     "induction_scores": "workbench.discovery.induction",
     "jaccard": "workbench.analysis.overlap",
@@ -106,6 +113,7 @@ _HOMES = {
     "load_longlamp": "workbench.data.longlamp",
     "load_model": "workbench.models",
     "neutral_examples": "workbench.data.neutral",
+    "next_tokens": "workbench.steering.reading",
     "official_overlap": "workbench.analysis.official",
     "plant": "workbench.planted",
     "planted_examples": "workbench.data.planted",
@@ -117,13 +125,16 @@ _HOMES = {
     "retrieval_heads": "workbench.discovery.copying",
     "routing_gain": "workbench.analysis.routing",
     "score_heads": "workbench.discovery.run",
+    "specific_scores": "workbench.analysis.head_map",
     "specificity": "workbench.analysis.controls",
     "stream": "workbench.steering.decode",
     "sweep_head_count": "workbench.analysis.sweep",
+    "token_change": "workbench.steering.reading",
     "transfer": "workbench.analysis.transfer",
     "user_overlap": "workbench.analysis.overlap",
     "weight_controls": "workbench.analysis.routing",
     "with_aspect": "workbench.data.aspects",
+    "write": "workbench.steering.writing",
     "write_official": "workbench.data.official",
 }
 __all__ = [
@@ -153,6 +164,7 @@ __all__ = [
     "aspects",
     "attended",
     "by_examples",
+    "choose_heads",
     "class_effects",
     "coherence",
     "copy_scores",
@@ -161,10 +173,12 @@ __all__ = [
     "decide",
     "evaluate",
     "evaluation_table",
+    "explore",
     "figures",
     "generate",
     "ground_truth",
     "head_classes",
+    "head_map",
     "hf_model",
     "induction_scores",
     "jaccard",
@@ -175,6 +189,7 @@ __all__ = [
     "load_longlamp",
     "load_model",
     "neutral_examples",
+    "next_tokens",
     "official_overlap",
     "plant",
     "planted_examples",
@@ -186,13 +201,16 @@ __all__ = [
     "retrieval_heads",
     "routing_gain",
     "score_heads",
+    "specific_scores",
     "specificity",
     "stream",
     "sweep_head_count",
+    "token_change",
     "transfer",
     "user_overlap",
     "weight_controls",
     "with_aspect",
+    "write",
     "write_official",
 ]
 

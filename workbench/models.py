@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,6 +166,22 @@ def pad_token(model: TransformerBridge) -> int:
     rows = model.original_model.get_input_embeddings().weight.shape[0]
     # The bridge may name a padding token that the embedding has no row for.
     return int(pad) if pad is not None and pad < rows else 0
+
+
+def token_texts(model: TransformerBridge, ids: Sequence[int]) -> list[str]:
+    """The text of each token as it stands behind the one before, with the space between them."""
+
+    def text(part: Sequence[int]) -> str:
+        return str(model.tokenizer.decode(list(part), clean_up_tokenization_spaces=False))
+
+    pieces = [text(ids[:1])] if ids else []
+    for i in range(1, len(ids)):
+        before, both = text(ids[i - 1 : i]), text(ids[i - 1 : i + 1])
+        # A character in several tokens reads otherwise without its other half.
+        pieces.append(
+            both.removeprefix(before) if both.startswith(before) else text(ids[i : i + 1])
+        )
+    return pieces
 
 
 def weights_id(model: TransformerBridge) -> str:

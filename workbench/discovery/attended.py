@@ -11,11 +11,12 @@ import xarray as xr
 from einops import reduce
 
 from workbench.batches import collate, last_logits
-from workbench.data.prompts import Prompt
+from workbench.data.examples import Example
+from workbench.data.prompts import Prompt, PromptSettings, build_prompts
 from workbench.discovery.patterns import PATTERN
 from workbench.errors import InputError
 from workbench.heads import HeadSet
-from workbench.models import heads_per_layer, pad_token
+from workbench.models import context_length, heads_per_layer, pad_token, token_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,13 +24,20 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def attended(model: TransformerBridge, prompt: Prompt, heads: HeadSet) -> xr.DataArray:
+def attended(
+    model: TransformerBridge,
+    prompt: Prompt | Example,
+    heads: HeadSet,
+    *,
+    settings: PromptSettings | None = None,
+) -> xr.DataArray:
     """Attention of chosen heads, from where the target is predicted onto the prompt and target.
 
     Args:
         model: From `load_model`.
-        prompt: One example with its target.
+        prompt: One example with its target, as it is or with its prompt built.
         heads: Whose attention.
+        settings: How the prompt of an example is built.
 
     Returns:
         [head, position]: the attention weight on each token, averaged over the positions that
@@ -39,9 +47,12 @@ def attended(model: TransformerBridge, prompt: Prompt, heads: HeadSet) -> xr.Dat
         the `prompt` or of the `target`.
 
     Raises:
-        InputError: A head isn't the model's, a layer's pattern can't be read, or the weights are
-            NaN.
+        InputError: A head isn't the model's, a layer's pattern can't be read, the weights are
+            NaN, or the prompt can't be built.
     """
+    if isinstance(prompt, Example):
+        context = context_length(model)
+        prompt = build_prompts([prompt], model.tokenizer, context, settings)[0]
     heads.check(heads_per_layer(model))
     if not len(heads) or not prompt.target_ids:
         raise InputError(f"{prompt.example.name}: attention needs a head and a target, got none")
@@ -74,26 +85,10 @@ def attended(model: TransformerBridge, prompt: Prompt, heads: HeadSet) -> xr.Dat
         weights,
         {
             "head": list(map(str, heads)),
-            "token": ("position", _pieces(model, (*prompt.ids, *prompt.target_ids))),
+            "token": ("position", token_texts(model, (*prompt.ids, *prompt.target_ids))),
             "part": ("position", ["prompt"] * len(prompt.ids) + ["target"] * steps),
         },
         ("head", "position"),
         name="attention",
         attrs={"example": prompt.example.name, "user": prompt.example.user},
     )
-
-
-def _pieces(model: TransformerBridge, ids: tuple[int, ...]) -> list[str]:
-    """The text of each token as it stands behind the one before, with the space between them."""
-
-    def text(part: tuple[int, ...]) -> str:
-        return str(model.tokenizer.decode(list(part), clean_up_tokenization_spaces=False))
-
-    pieces = [text(ids[:1])]
-    for i in range(1, len(ids)):
-        before, both = text(ids[i - 1 : i]), text(ids[i - 1 : i + 1])
-        # A character in several tokens reads otherwise without its other half.
-        pieces.append(
-            both.removeprefix(before) if both.startswith(before) else text(ids[i : i + 1])
-        )
-    return pieces

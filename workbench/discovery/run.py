@@ -184,6 +184,21 @@ def _check_unique(examples: Sequence[Example]) -> None:
         seen.add(example.name)
 
 
+def data_digest(prompts: Sequence[Prompt], aspect: str | None = None) -> str:
+    """What tells these prompts from others: the data as the model sees it.
+
+    The token ids follow from profile, retrieval, template and budget alike.
+
+    Args:
+        prompts: With their targets.
+        aspect: The aspect of the target that counts, where it isn't the whole.
+    """
+    data: list[Any] = [(p.example.name, p.example.user, p.ids, p.target_ids) for p in prompts]
+    if aspect is not None:
+        data = [(row, p.scored) for row, p in zip(data, prompts, strict=True)]
+    return runs.digest(data)
+
+
 def _manifest(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
@@ -192,10 +207,6 @@ def _manifest(
     method: Method,
     shard_examples: int,
 ) -> dict[str, Any]:
-    # The token ids are the data as the model sees it: profile, retrieval, template and budget.
-    data: list[Any] = [(p.example.name, p.example.user, p.ids, p.target_ids) for p in prompts]
-    if settings.aspect is not None:
-        data = [(row, p.scored) for row, p in zip(data, prompts, strict=True)]
     return {
         "format": FORMAT,
         "settings": {
@@ -204,7 +215,7 @@ def _manifest(
             "ablation": ablation,
             "prompt": asdict(settings),
             "examples": len(prompts),
-            "data_sha256": runs.digest(data),
+            "data_sha256": data_digest(prompts, settings.aspect),
             "shard_examples": shard_examples,
         },
         "truncation": truncation(prompts),

@@ -6,6 +6,7 @@ from workbench.figures.coherence import coherence
 from workbench.figures.controls import damage, specific_heads
 from workbench.figures.counts import example_counts
 from workbench.figures.export import Saved, save
+from workbench.figures.head_map import head_map
 from workbench.figures.heatmaps import ranked_heads, user_heatmaps
 from workbench.figures.inline import inline
 from workbench.figures.official import resolution
@@ -15,6 +16,7 @@ from workbench.figures.recovery import recovery
 from workbench.figures.routing import routing
 from workbench.figures.stability import precision, profile_noise, recurrence
 from workbench.figures.sweep import head_count
+from workbench.figures.text import example_text, next_tokens, side_by_side, token_change
 from workbench.figures.transfer import lend, transfer
 from workbench.figures.weights import head_weights
 
@@ -26,10 +28,13 @@ __all__ = [
     "coherence",
     "damage",
     "example_counts",
+    "example_text",
     "head_count",
+    "head_map",
     "head_weights",
     "inline",
     "lend",
+    "next_tokens",
     "overlap",
     "position",
     "precision",
@@ -40,7 +45,9 @@ __all__ = [
     "resolution",
     "routing",
     "save",
+    "side_by_side",
     "specific_heads",
+    "token_change",
     "transfer",
     "user_heatmaps",
 ]

@@ -9,6 +9,7 @@ import html
 import json
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import xarray as xr
 
@@ -22,6 +23,19 @@ def bundle() -> str:
     # Neither may the bundle end the element that holds it, nor ask for its source map.
     text = text.replace("</script", "<\\/script")
     return "\n".join(line for line in text.splitlines() if not line.startswith("//# source"))
+
+
+def properties(table: xr.DataArray) -> dict[str, list[Any]]:
+    """What CircuitsVis's element is given: tokens escaped as HTML, their values and the heads.
+
+    Args:
+        table: From `attended`: [head, position] with the coordinate `token`.
+    """
+    return {
+        "tokens": [html.escape(token) for token in table["token"].values.tolist()],
+        "values": [[round(v, 5) for v in row] for row in table.transpose().values.tolist()],
+        "labels": table["head"].values.tolist(),
+    }
 
 
 def attention(table: xr.DataArray, name: str, alone: bool = True) -> str:
@@ -40,12 +54,7 @@ def attention(table: xr.DataArray, name: str, alone: bool = True) -> str:
         CircuitsVis's `colored_tokens_multi`. Its own HTML asks from Python whether there is a
         network and loads from a CDN if so, and lets markup in a token through.
     """
-    properties = {
-        "tokens": [html.escape(token) for token in table["token"].values.tolist()],
-        "values": [[round(v, 5) for v in row] for row in table.transpose().values.tolist()],
-        "labels": table["head"].values.tolist(),
-    }
-    data = json.dumps(properties).replace("<", "\\u003c")
+    data = json.dumps(properties(table)).replace("<", "\\u003c")
     call = f"CircuitsVis.render({json.dumps(name)}, CircuitsVis.{ELEMENT}, {data})"
     code = f"{bundle()}\n{call}" if alone else call
     kind = ' type="module"' if alone else ""

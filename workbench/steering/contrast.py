@@ -341,6 +341,11 @@ def _parts(contrast: Contrast) -> tuple[Contrast, ...]:
     return contrast.parts if isinstance(contrast, Sum) else (contrast,)
 
 
+def contrast_name(contrast: Contrast) -> str:
+    """What a contrast is called, without its heads and numbers: `DPS + CAD`."""
+    return " + ".join(type(part).__name__ for part in _parts(contrast))
+
+
 def _is_zero(strength: Strength) -> bool:
     if isinstance(strength, Entropy):
         return strength.factor == 0 or strength.cap == 0
