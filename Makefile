@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 # Two processes' worth of OpenMP threads on two cores slow each other down several times over.
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint install figures evidence readme clean
+.PHONY: demo test lint install docs figures evidence notebooks readme clean
 
 demo: install ## score, analyse, sweep and steer the built-in testbed
 	$(BIN)/workbench probe testbed --max-new-tokens 12 --out runs/demo
@@ -32,6 +32,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
+docs: install ## the how-to's hours, then the site in build/site, warnings as errors
+	$(BIN)/python docs/hours.py
+	$(BIN)/mkdocs build --strict
+
 # HTML stays out, it needs plotly.js beside it.
 FIGURES = for kind in png svg csv; do cp $(1)/*.$$kind figures/; done
 RESULTS = data/testbed/results
@@ -52,6 +56,21 @@ evidence: figures ## the smaller testbed's examination, and the testbed against 
 	$(BIN)/workbench testbed train --seed 1 --out runs/checkpoint-seed-1
 	$(BIN)/workbench score runs/checkpoint-seed-1 --out runs/testbed-seed-1 --json > /dev/null
 	$(BIN)/workbench figures runs/testbed runs/testbed-seed-1 --out runs/transfer-seed --json > $(RESULTS)/transfer-seed.json
+
+NBCONVERT = $(BIN)/python -m nbconvert --to notebook --inplace
+
+# Then what changes with every run is taken out, and what lives in a running kernel only.
+notebooks: install ## the notebooks' outputs, each from a fresh kernel in a folder of its own
+	rm -rf build/notebooks && mkdir -p build/notebooks && cp notebooks/*.ipynb build/notebooks
+	WORKBENCH_SHARED=$${WORKBENCH_SHARED:-$(CURDIR)/../shared} \
+	  $(NBCONVERT) build/notebooks/*.ipynb --execute --ExecutePreprocessor.timeout=600 \
+	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
+	$(NBCONVERT) build/notebooks/*.ipynb --CoalesceStreamsPreprocessor.enabled=True \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=live \
+	  --ClearMetadataPreprocessor.enabled=True \
+	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec \
+	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags
+	cp build/notebooks/*.ipynb notebooks
 
 readme: install ## the README's tables and findings, from data/testbed/results and data/bench
 	$(BIN)/workbench testbed table

@@ -147,7 +147,7 @@ class Gates:
     """A gate for every head of a model; where a `HeadSet` says in or out, this says how much.
 
     Attributes:
-        values: [layer][head] in [0, 1], a layer as long as it has heads, rounded to float32. 1
+        values: `[layer][head]` in [0, 1], a layer as long as it has heads, rounded to float32. 1
             leaves a head alone, 0 ablates it.
 
     Raises:

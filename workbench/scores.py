@@ -99,7 +99,7 @@ class HeadScores:
 
         Raises:
             InputError: The folder holds more shards, which `load` would mix with this one; or it
-            can't be written.
+                can't be written.
         """
         folder = Path(folder)
         only = runs.shard_path(folder, 0)
