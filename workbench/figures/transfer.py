@@ -173,8 +173,8 @@ def lend(table: xr.Dataset) -> go.Figure:
         table: From `analysis.lending.lend`.
 
     Returns:
-        Left: the change of the loss, a row whose text, a column whose heads; on the diagonal the
-        own. Right, a row each: the own heads, the mean over others' and random heads.
+        On the left the change of the loss, a row whose text, a column whose heads; on the diagonal
+        the own. On the right, a row each: the own heads, the mean over others' and random heads.
     """
     names = [str(name) for name in table["group"].values.tolist()]
     side = float(min(max(len(names) * 34, 240), 420))
