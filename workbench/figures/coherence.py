@@ -116,7 +116,7 @@ def _curve(
         mode="lines+markers+text",
         text=["", *texts],
         textposition="top right",
-        textfont={"size": BODY, "color": colour},
+        textfont={"size": BODY, "color": INK},
         line={"color": colour, "width": 2},
         marker={
             "color": [PAPER, *(colour if filled else PAPER for filled in clear)],
