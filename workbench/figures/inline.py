@@ -21,7 +21,7 @@ WAIT = 60.0  # seconds; a browser that neither starts nor draws within them won'
 T = TypeVar("T")
 
 
-def inline(scale: float = 1.25) -> None:
+def inline(scale: float = 1.0) -> None:
     """Show the figures of this notebook as interactive ones, each with a picture beside it.
 
     JupyterLab draws the interactive one. The picture is for where nothing draws: the notebook on
@@ -103,7 +103,9 @@ class _Artist:
         return base64.b64encode(picture).decode()
 
     def close(self) -> None:
-        """End the browser and the thread."""
+        """End the browser and the thread, once; nothing can be drawn then."""
+        if self._loop.is_closed():
+            return
         atexit.unregister(self.close)
         if self._browser is not None:
             self._wait(self._browser.close())
