@@ -16,6 +16,7 @@ Helpers here:
     screenshot(page, "name", whole=True)         PNG, to be looked at; returns its path
     write_notebook(lab.folder / "x.ipynb", ["code of a cell", "of the next"])
     code_cells(page)                             source, execution_count and outputs of each
+    covered(page, figure)                        pixels that a Plotly figure's marks cover
 
 Screenshots go to build/screenshots/, or where `WORKBENCH_SCREENSHOTS` says. A test with another
 window: `page.set_viewport_size({"width": 800, "height": 900})`. All cells are attached to the
@@ -24,6 +25,7 @@ page (windowing mode none), so that a selector finds those out of sight too.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -257,10 +259,85 @@ def screenshot(page, name: str, whole: bool = False) -> Path:
     page.set_viewport_size({"width": before["width"], "height": min(int(height), 16000)})
     page.wait_for_timeout(500)
     page.evaluate(
-        "selector => document.querySelector(selector + ' .jp-WindowedPanel-outer')?.scrollTo(0, 0)",
+        "selector => (document.querySelector(selector + ' .jp-WindowedPanel-outer') ?? window)"
+        ".scrollTo(0, 0)",
         PANEL,
     )
     page.wait_for_timeout(500)
     page.screenshot(path=path)
     page.set_viewport_size(before)
     return path
+
+
+PLOT = ".js-plotly-plot"
+_DIFFERENT = """async ([shown, hidden, boxes]) => {
+    const pixels = async text => {
+        const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+        const image = await createImageBitmap(new Blob([bytes], {type: 'image/png'}));
+        const canvas = new OffscreenCanvas(image.width, image.height).getContext('2d');
+        canvas.drawImage(image, 0, 0);
+        return canvas.getImageData(0, 0, image.width, image.height);
+    };
+    const [one, other] = [await pixels(shown), await pixels(hidden)];
+    if (one.width !== other.width || one.height !== other.height) throw Error('it moved');
+    return boxes.map(({left, top, right, bottom}) => {
+        let count = 0;
+        for (let y = Math.max(0, top); y < Math.min(one.height, bottom); y++)
+            for (let x = Math.max(0, left); x < Math.min(one.width, right); x++) {
+                const i = 4 * (y * one.width + x);
+                if ([0, 1, 2].some(c => Math.abs(one.data[i + c] - other.data[i + c]) > 8)) count++;
+            }
+        return count;
+    });
+}"""
+_BOXES = """figure => {
+    const own = figure.getBoundingClientRect();
+    return [...figure.querySelectorAll('.nsewdrag')].map(area => {
+        const box = area.getBoundingClientRect();
+        return {
+            left: Math.floor(box.left - own.left), right: Math.ceil(box.right - own.left),
+            top: Math.floor(box.top - own.top), bottom: Math.ceil(box.bottom - own.top),
+        };
+    });
+}"""
+
+
+def covered(page, figure) -> list[int]:
+    """How many pixels the marks of each subplot of a Plotly figure cover.
+
+    The figure is pictured as it is and with its marks hidden; what differs are the marks. Axes,
+    titles and colour bars don't count.
+    """
+    figure.scroll_into_view_if_needed()
+    page.mouse.move(0, 0)
+    shown = figure.screenshot()
+    layers = "layers => layers.forEach(layer => layer.style.display = %r)"
+    marks = figure.locator(".cartesianlayer .overplot")
+    marks.evaluate_all(layers % "none")
+    hidden = figure.screenshot()
+    marks.evaluate_all(layers % "")
+    pictures = [base64.b64encode(picture).decode() for picture in (shown, hidden)]
+    return page.evaluate(_DIFFERENT, [*pictures, figure.evaluate(_BOXES)])
+
+
+def pictures(page) -> list[int]:
+    """The width in pixels of every picture on the page and in the outputs; 0 of a broken one."""
+    stored = [
+        "data:image/png;base64," + "".join(output["data"]["image/png"])
+        for cell in code_cells(page)
+        for output in cell["outputs"]
+        if "image/png" in output.get("data", {})
+    ]
+    return page.evaluate(
+        """async ([stored, selector]) => {
+            const load = source => new Promise(done => {
+                const image = new Image();
+                image.onload = () => done(image.naturalWidth);
+                image.onerror = () => done(0);
+                image.src = source;
+            });
+            const shown = [...document.querySelectorAll(selector)].map(one => one.naturalWidth);
+            return [...shown, ...await Promise.all(stored.map(load))];
+        }""",
+        [stored, f"{PANEL} .jp-Cell img"],
+    )
