@@ -14,6 +14,7 @@ from workbench.report.pictures import PICTURES, figure_tables, probe_figures
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from workbench.probe import Probe
 
@@ -88,16 +89,16 @@ def _sections(result: Probe) -> list[dict[str, Any]]:
                 "key": key,
                 "title": title,
                 "lines": result.summary["findings"].get(key, []),
-                "figures": {
-                    name: drawn[name].to_html(
-                        full_html=False, include_plotlyjs=False, div_id=f"drawn-{name}"
-                    )
-                    for name in names
-                },
+                "figures": {name: _figure(name, drawn[name]) for name in names},
                 "tables": [_table(name, frame) for name, frame in mine.items()],
             }
         )
     return found
+
+
+def _figure(name: str, figure: go.Figure) -> dict[str, Any]:
+    html = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"drawn-{name}")
+    return {"html": html, "width": figure.layout.width}
 
 
 def _others(result: Probe) -> dict[str, dict[str, pd.DataFrame]]:

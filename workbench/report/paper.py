@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FOLDER = "paper"
 PAGE = 6.3  # inches of a two-column conference page
-# Letters of 12 or 13 pixels, scaled so, are of 7 or 8 points, a caption's size.
+# Letters of 12 pixels, scaled so, are of 7 points, a caption's size.
 SCALE = 0.75 / 96
 
 
