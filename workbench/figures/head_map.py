@@ -12,8 +12,8 @@ from workbench.figures.marks import below_noise, minus, not_scored
 from workbench.figures.template import GAP, INK, PAPER, centred, finish, largest
 from workbench.heads import Head, HeadSet
 
-SIDE = 460  # pixels across the cells, and at most from top to bottom
-MARGIN = {"l": 52, "r": 96, "b": 44, "t": HEADER + 16}
+SIDE = 390  # pixels across the cells, and at most from top to bottom
+MARGIN = {"l": 52, "r": 92, "b": 44, "t": HEADER + 16}
 TRACES = ("scores", "unscored", "strokes", "noise", "minus", "halo", "chosen")
 """What each trace is, in order."""
 
@@ -39,18 +39,21 @@ def head_map(table: xr.Dataset, heads: HeadSet | None = None) -> go.Figure:
     absent = np.isnan(values) & table["exists"].values
     fill, strokes = (*not_scored(name, absent, cell), None, None)[:2]
     grouped = table.assign_coords(group=name)
-    nothing = go.Scatter(hoverinfo="skip")
+    # Empty and not left out: what a widget showed before must be gone.
+    nothing = go.Scatter(x=[], y=[], mode="markers", hoverinfo="skip")
     traces = [
         _scores(table),
-        fill or go.Heatmap(showscale=False),
+        fill or go.Heatmap(z=_nulls(np.full_like(values, np.nan)), hovertext=[], showscale=False),
         strokes or nothing,
         next(iter(below_noise(grouped, cell)), nothing),
         next(iter(minus(values, largest(values), cell)), nothing),
         *chosen(heads or HeadSet(()), cell),
     ]
+    traces[1].z = _nulls(traces[1].z)
     figure = go.Figure(traces)
     figure.update_traces(showlegend=False)
-    axis = {"showgrid": False, "showline": False}
+    # A double click would zoom, and two heads clicked in haste are one.
+    axis = {"showgrid": False, "showline": False, "fixedrange": True}
     across, up = thinned(columns, int(SIDE / 26)), thinned(layers, int(height / 17))
     figure.update_xaxes(title_text="head", range=[-0.5, columns - 0.5], tickvals=across, **axis)
     figure.update_yaxes(title_text="layer", range=[-0.5, layers - 0.5], tickvals=up, **axis)
@@ -96,6 +99,11 @@ def _units(table: xr.Dataset) -> str:
     return "PCS (nats per target token)" if part == "PCS" else "difference of PCS (nats/token)"
 
 
+def _nulls(values: np.ndarray) -> list[list[float | None]]:
+    """Rows with None for NaN, which a widget could not send."""
+    return [[None if missing(v) else v for v in row] for row in np.asarray(values).tolist()]
+
+
 def _scores(table: xr.Dataset) -> go.Heatmap:
     cells = np.stack([table[name].values for name in ("mean", "low", "high")], axis=-1)
     layers, heads, _ = cells.shape
@@ -108,7 +116,7 @@ def _scores(table: xr.Dataset) -> go.Heatmap:
     # Gaps between small cells would take more room than the cells.
     gap = 0 if max(layers, heads) > 16 else 1
     return go.Heatmap(
-        z=cells[..., 0],
+        z=_nulls(cells[..., 0]),
         coloraxis="coloraxis",
         hoverinfo="text",
         hovertext=[

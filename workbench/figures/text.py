@@ -23,6 +23,7 @@ MOST = 2000  # characters of a field
 STYLE = """<style>
 .wb-text {font: 13px/1.45 Arial, Helvetica, "Liberation Sans", "DejaVu Sans", sans-serif;
   color: var(--jp-ui-font-color1, #222222); overflow-wrap: anywhere}
+.wb-text .wb-title {font-size: 16px}
 .wb-text h4 {font-size: 13px; margin: 8px 0 3px}
 .wb-text .wb-note {color: var(--jp-ui-font-color2, #5a5a5a)}
 .wb-text ol {margin: 0; padding-left: 26px; max-height: 240px; overflow-y: auto}
@@ -81,8 +82,9 @@ def token_change(table: xr.Dataset, view: str = "ablated") -> str:
             where steering makes it likelier than the plain model.
 
     Returns:
-        HTML: under each token its change in nats. The mean over the tokens that count in the loss
-        stands in the first line; for `ablated` it is the PCS of the heads, removed together.
+        HTML with, under each token, its change in nats. The mean over the tokens that count in
+        the loss stands in the first line; for `ablated` it is the PCS of the heads, removed
+        together.
 
     Raises:
         ValueError: The view is neither.
@@ -97,7 +99,8 @@ def token_change(table: xr.Dataset, view: str = "ablated") -> str:
     tokens = _coloured(table["text"].values.tolist(), change.tolist(), end, DIVERGING, True)
     heads = _escape(table.attrs["heads"])
     if view == "ablated":
-        said = f"PCS of {heads} together: {mean:+.4f} nats per token. Red: likelier with them"
+        said = f"PCS of {heads}, removed together: {mean:+.4f} nats per token. "
+        said += "Red: likelier with them"
     else:
         said = f"{_escape(table.attrs['contrast'])}: {mean:+.4f} nats per token on average. "
         said += "Red: steering makes it likelier"
@@ -146,8 +149,8 @@ def side_by_side(
         name: What the steered answer was written by.
 
     Returns:
-        HTML: words of the plain answer only are struck out, those of the steered one only are
-        underlined. Under each token of the steered answer stand its nats.
+        HTML, in which words of the plain answer only are struck out, those of the steered one
+        only are underlined. Under each token of the steered answer stand its nats.
     """
     left = " ".join(
         _escape(word) if of == "same" else f"<del>{_escape(word)}</del>"
@@ -171,6 +174,11 @@ def side_by_side(
         f"</div><div><h4>{_escape(name)}</h4><blockquote>{right or '(nothing)'}</blockquote></div>"
         f"</div>{cost}"
     )
+
+
+def title(head: str, below: str) -> str:
+    """A figure's title and its lines, where it has no room for them itself; both are HTML."""
+    return _page(f'<div class="wb-title">{head}</div><div class="wb-note">{below}</div>')
 
 
 _VIEWS = ("plain", "ablated", "steered")

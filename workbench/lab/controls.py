@@ -86,6 +86,7 @@ class Controls:
         heads: int,
         k: int,
     ) -> None:
+        self.title = widgets.HTML()
         self.map = figure
         self.user = _select("user", list(users))
         self.example = _select("example", [])
@@ -131,7 +132,7 @@ class Controls:
             options=list(VIEWS), style={"button_width": "auto"}, layout=_wide()
         )
         self.change = widgets.HTML()
-        self.position = _slider(widgets.IntSlider, "behind", value=0, min=0, max=0)
+        self.position = _slider(widgets.IntSlider, "after token", value=0, min=0, max=0)
         self.next = widgets.HTML()
         self.attending = _select("head", [])
         self.attention = Attention()
@@ -157,10 +158,11 @@ class Controls:
             _row(self.write, self.cancel),
             self.progress,
             self.status,
-            basis="320px",
+            basis="260px",
         )
         pictured = widgets.VBox(
-            [self.map], layout=widgets.Layout(flex="0 1 auto", min_width="0", overflow="auto")
+            [self.title, self.map, self.text],
+            layout=widgets.Layout(flex="0 1 540px", min_width="0", overflow="auto"),
         )
         return (
             widgets.HBox([pictured, chosen], layout=_wrapped()),
@@ -180,7 +182,6 @@ class Controls:
             ),
             _title("Plain and steered"),
             self.written,
-            self.text,
             _title("What a head looks at while the target is predicted"),
             self.attending,
             self.attention,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
+import xarray as xr
 
 from workbench.analysis.head_map import choose_heads
 from workbench.data.examples import Example
@@ -82,7 +83,7 @@ class Explorer(widgets.VBox):
         total = sum(self.shape)
         self.table = unscored(self.shape)
         self.controls = Controls(
-            go.FigureWidget(draw_map(self.table)),
+            _map_widget(self.table),
             list(self.users),
             list(self.scored.parts) or [PCS],
             self.maps.clustered,
@@ -281,10 +282,12 @@ class Explorer(widgets.VBox):
         if note:
             self.say(note)
         new = draw_map(self.table, self.heads)
+        see.title.value = text.title(new.layout.title.text, new.layout.title.subtitle.text)
         with see.map.batch_update():
             for old, trace in zip(see.map.data, new.data, strict=True):
-                old.update(trace.to_plotly_json(), overwrite=False)
-            see.map.update_layout(new.layout)
+                old.update(trace.to_plotly_json())
+            see.map.layout.coloraxis = new.layout.coloraxis
+        see.score.layout.display = "none" if self.scored.parts else ""
         if self.preset in ("top K", "random"):
             self._change_k()
 
@@ -372,6 +375,15 @@ def explore(
     explorer = Explorer(model, examples, scores, prompt=prompt, k=k)
     CELLS.watch()
     return explorer
+
+
+def _map_widget(table: xr.Dataset) -> go.FigureWidget:
+    """The head map; its title stands above it, since Plotly loses its place when it changes."""
+    figure = draw_map(table)
+    above = figure.layout.margin.t - 12
+    height = figure.layout.height - above
+    margin = {**figure.layout.margin.to_plotly_json(), "t": 12}
+    return go.FigureWidget(figure.update_layout(title=None, height=height, margin=margin))
 
 
 def _said(heads: HeadSet) -> str:
