@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import base64
 from collections.abc import Coroutine
+from contextlib import suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -91,9 +92,8 @@ class _Artist:
         """A figure as PNG of its own size, in base64; None if it can't be drawn."""
         if self._browser is None:
             return None
-        size = {side: figure["layout"].get(side) for side in ("width", "height")}
-        options = {"format": "png", "scale": scale, **size}
         try:
+            options = {"format": "png", "scale": scale}
             picture = self._wait(self._browser.calc_fig(figure, options))
         # Whatever happens to the picture, the figure itself must be shown.
         except Exception as error:
@@ -108,7 +108,9 @@ class _Artist:
             return
         atexit.unregister(self.close)
         if self._browser is not None:
-            self._wait(self._browser.close())
+            # A browser that is slow to end, or a file that it holds on to, is the system's.
+            with suppress(OSError):
+                self._wait(self._browser.close())
             self._browser = None
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
