@@ -35,6 +35,12 @@ def with_plotly(cells):
     return [output for output in outputs if PLOTLY in output.get("data", {})]
 
 
+def stderr(cells):
+    """What cells wrote beside their results: warnings, and the bars of what runs long."""
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    return ["".join(one["text"]) for one in outputs if one.get("name") == "stderr"]
+
+
 def interactive(page):
     """The Plotly figures of a notebook, each drawn.
 
@@ -56,9 +62,10 @@ def test_notebook_runs_in_jupyterlab_and_every_figure_is_drawn(name, lab, open_p
     cells = code_cells(page)
     assert errors(page) == []
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert stderr(cells) == []
     figures = interactive(page)
     assert len(figures) == len(with_plotly(cells)) > 0
-    for figure in figures:
+    for figure in page.locator(f"{PANEL} {PLOT}").all():  # those of widgets too
         area = covered(page, figure)
         assert area, "a figure has no axes"
         assert min(area) > 50, f"marks cover {area} pixels: {figure.inner_text()[:200]!r}"
