@@ -16,6 +16,7 @@ Helpers here:
     screenshot(page, "name", whole=True)         PNG, to be looked at; returns its path
     write_notebook(lab.folder / "x.ipynb", ["code of a cell", "of the next"])
     code_cells(page)                             source, execution_count and outputs of each
+    end_kernel(page)                             where many notebooks would fill the memory
     covered(page, figure)                        pixels that a Plotly figure's marks cover
 
 Screenshots go to build/screenshots/, or where `WORKBENCH_SCREENSHOTS` says. A test with another
@@ -220,6 +221,11 @@ def run_all(page, timeout: float = 120) -> None:
 
 def _have_run(page) -> bool:
     return all(cell["execution_count"] for cell in code_cells(page)) or bool(errors(page))
+
+
+def end_kernel(page) -> None:
+    """End the open notebook's kernel; the model that it holds goes with it."""
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
 
 
 def errors(page) -> list[str]:

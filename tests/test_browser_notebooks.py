@@ -13,6 +13,7 @@ from labserver import (
     Watch,
     code_cells,
     covered,
+    end_kernel,
     errors,
     open_notebook,
     pictures,
@@ -59,22 +60,23 @@ def test_notebook_runs_in_jupyterlab_and_every_figure_is_drawn(name, lab, open_p
     page = open_page(viewport={"width": 1280, "height": 1600})
     open_notebook(page, lab, name)
     run_all(page, TIMEOUT)
+    figures = interactive(page)
+    screenshot(page, f"notebook-{name}", whole=True)
     cells = code_cells(page)
     assert errors(page) == []
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert stderr(cells) == []
-    figures = interactive(page)
     assert len(figures) == len(with_plotly(cells)) > 0
     for figure in page.locator(f"{PANEL} {PLOT}").all():  # those of widgets too
         area = covered(page, figure)
         assert area, "a figure has no axes"
         assert min(area) > 50, f"marks cover {area} pixels: {figure.inner_text()[:200]!r}"
-    screenshot(page, f"notebook-{name}", whole=True)
     # Beside each interactive figure lies a picture for where nothing draws.
     assert all("image/png" in output["data"] for output in with_plotly(cells))
     widths = pictures(page)
     assert len(widths) >= len(figures)
     assert min(widths) > 300
+    end_kernel(page)
 
 
 # The checks can fail
