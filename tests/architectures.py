@@ -174,6 +174,10 @@ REFUSED: dict[str, Callable[[int], PreTrainedModel]] = {
 }
 
 
+# Llama-3-8B's number of heads, 32 x 32, in the size of a toy.
+LARGE = _model("LlamaConfig", ROTARY, hidden_size=64, num_hidden_layers=32, num_attention_heads=32)
+
+
 def write_model(name: str, folder: Path) -> None:
     """Write a random checkpoint of an architecture and its tokenizer in Hugging Face format."""
     import torch
@@ -182,7 +186,7 @@ def write_model(name: str, folder: Path) -> None:
         # Seeded by name, so that a model stays the same when the table grows.
         torch.manual_seed(crc32(name.encode()))
         tokenizer = tiny_tokenizer()
-        model = (ARCHITECTURES | REFUSED)[name](len(tokenizer))
+        model = (ARCHITECTURES | REFUSED | {"large": LARGE})[name](len(tokenizer))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:  # biases start at 0 and norms at 1: too special to test on

@@ -142,6 +142,11 @@ class Watch:
     def __init__(self, context) -> None:
         self.foreign: list[str] = []
         self.told: list[str] = []
+        # An error is written with where it came from.
+        context.add_init_script(
+            "const told = console.error;"
+            "console.error = (...all) => told(...all.map(one => one?.stack ?? one));"
+        )
         context.on("request", self._request)
         context.on("console", self._console)
         context.on("weberror", lambda error: self.told.append(f"raised: {error.error}"))

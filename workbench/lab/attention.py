@@ -14,7 +14,9 @@ from workbench.figures.attention import ELEMENT, bundle, properties
 _GLUE = f"""
 let drawn = 0;
 function render({{ model, el }}) {{
+  let gone = false;
   const draw = () => {{
+    if (gone) return;
     if (!el.isConnected) {{ requestAnimationFrame(draw); return; }}
     const place = document.createElement("div");
     place.id = `wb-attention-${{++drawn}}-${{Date.now()}}`;
@@ -26,6 +28,7 @@ function render({{ model, el }}) {{
   }};
   model.on("change:properties", draw);
   draw();
+  return () => {{ gone = true; model.off("change:properties", draw); }};
 }}
 export default {{ render }};
 """

@@ -61,6 +61,9 @@ class Explorer(widgets.VBox):
         prompt: PromptSettings | None = None,
         k: int = 8,
     ) -> None:
+        # First of all: whatever is refused below, `close` is called in the end.
+        self.ui = threading.RLock()
+        self.work = LongWork(self)
         if not examples:
             raise InputError("there is no example to explore; load some")
         self.model = model
@@ -69,8 +72,6 @@ class Explorer(widgets.VBox):
         self.users: dict[str, list[Example]] = {}
         for one in examples:
             self.users.setdefault(one.user, []).append(one)
-        self.ui = threading.RLock()
-        self.work = LongWork(self)
         scored = Scored.of(scores, model)
         self.settings = scored.prompt(prompt)
         self.maps = Maps(scored, self.shape)
@@ -305,6 +306,8 @@ class Explorer(widgets.VBox):
                 self.model, example, heads, contrast, prompt=self.settings, prompts=self.prompts
             )
             with self.ui:
+                if example is not self.example:
+                    return  # another one is looked at by now
                 self.reading = reading
                 self._show_reading()
             table = None

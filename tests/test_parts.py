@@ -1,0 +1,42 @@
+"""Scoring part by part gives what scoring at once gives."""
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from workbench.discovery.parts import score_in_parts
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return wb.load_examples("testbed", users=2)[:20]
+
+
+def test_parts_add_up_to_the_whole(testbed_model, examples):
+    whole = wb.score_heads(testbed_model, examples, progress=False)
+    parts = list(score_in_parts(testbed_model, examples, size=8))
+    assert [len(part.data["example"]) for part in parts] == [8, 16, 20]
+    last = parts[-1]
+    assert last.data["example"].equals(whole.data["example"])
+    # Other batches add in another order; ten times what the run itself measured as noise.
+    tolerance = 10 * whole.manifest["noise"]["largest"]
+    np.testing.assert_allclose(last.data["pcs"], whole.data["pcs"], atol=tolerance)
+    own, all_at_once = (dict(run.manifest["settings"]) for run in (last, whole))
+    assert own.pop("shard_examples") == all_at_once.pop("shard_examples")
+    assert own == all_at_once
+
+
+def test_what_is_done_so_far_can_be_kept(testbed_model, examples, tmp_path):
+    steps = score_in_parts(testbed_model, examples, size=8)
+    first = next(steps)
+    steps.close()
+    first.save(tmp_path / "run")
+    kept = wb.HeadScores.load(tmp_path / "run")
+    assert kept.data["pcs"].equals(first.data["pcs"])
+    assert kept.manifest["settings"]["examples"] == 8
+
+
+def test_a_prompt_that_cannot_be_built_stops_it_before_the_first_part(testbed_model, examples):
+    long = wb.Example("long", "u", "testbed-tag", "word " * 4000, "sport", ())
+    with pytest.raises(wb.InputError, match="testbed-tag/long"):
+        next(score_in_parts(testbed_model, [*examples, long], size=8))
