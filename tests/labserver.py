@@ -33,6 +33,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -190,20 +191,27 @@ def open_notebook(page, lab: Lab, name: str, timeout: float = 60) -> None:
     _menu(page, "Edit", "Clear Outputs of All Cells")
 
 
+# What the page shows as idle may be a kernel that nothing has been heard of yet.
+IDLE = """() => {
+    const kernel = jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel;
+    return kernel?.connectionStatus === 'connected' && kernel.status === 'idle';
+}"""
+
+
 def _until_idle(page, timeout: float, after=lambda: True) -> None:
     """Until the kernel is idle; a dialog that asks which one gets the default."""
     choose = page.locator(".jp-Dialog button.jp-mod-accept")
-    idle = page.locator(f"{PANEL} .jp-Notebook-ExecutionIndicator[data-status='idle']")
-    seen = 0
-    for _ in range(int(timeout * 10)):
+    seen, end = 0, time.monotonic() + timeout
+    while time.monotonic() < end:
         if choose.count():
             choose.first.click()
-        # A kernel is idle for a moment before its connection is made, and between two cells.
-        seen = seen + 1 if idle.count() and after() else 0
+        # Between two cells a kernel is idle for a moment.
+        seen = seen + 1 if page.evaluate(IDLE) and after() else 0
         if seen == 5:
             return
         page.wait_for_timeout(100)
-    raise AssertionError(f"the kernel is not idle after {timeout} s")
+    shown = screenshot(page, "not-idle")
+    raise AssertionError(f"the kernel is not idle after {timeout} s; see {shown}")
 
 
 def _menu(page, menu: str, item: str) -> None:

@@ -67,6 +67,8 @@ def test_notebook_runs_in_jupyterlab_and_every_figure_is_drawn(name, lab, open_p
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert stderr(cells) == []
     assert len(figures) == len(with_plotly(cells)) > 0
+    # In a narrow window wide figures are scrolled; a wide one shows all of each at once.
+    page.set_viewport_size({"width": 2000, "height": 1600})
     for figure in page.locator(f"{PANEL} {PLOT}").all():  # those of widgets too
         area = covered(page, figure)
         assert area, "a figure has no axes"
