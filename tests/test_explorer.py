@@ -145,6 +145,11 @@ def test_presets_and_k(explorer):
     explorer.controls.of.value = "this user"
     explorer.controls.k.value = 5
     assert explorer.heads == wb.HeadSet.parse("L1H1")
+    explorer._preset("top K")
+    click(explorer, 1, 1)
+    changed = explorer.heads
+    explorer.controls.k.value = 4
+    assert explorer.heads == changed
     explorer._preset("none")
     assert len(explorer.heads) == 0
 
@@ -277,6 +282,32 @@ def test_a_model_that_dies_while_it_writes_is_told_and_the_rest_goes_on(
     explorer.work.write()
     assert explorer.wait(30)
     assert "writing: done" in status(explorer)
+
+
+def test_a_bug_under_a_click_is_told_and_not_swallowed(explorer, monkeypatch):
+    monkeypatch.setattr(explorer, "_frame", lambda: 1 / 0)
+    click(explorer, 0, 0)
+    assert "ZeroDivisionError" in status(explorer)
+
+
+def test_panels_are_empty_until_they_are_about_the_example_that_is_looked_at(
+    explorer, examples, monkeypatch
+):
+    explorer.choose("L0H7")
+    assert explorer.wait(30)
+    assert explorer.controls.attention.properties
+    monkeypatch.setattr(explorer.work.worker, "ask", lambda _question: None)
+    explorer.controls.example.value = [e for e in examples if e.user == explorer.example.user][1]
+    see = explorer.controls
+    assert (see.change.value, see.next.value, see.attention.properties) == ("", "", {})
+
+
+def test_mean_ablation_is_told_from_removal(testbed_model, examples, own):
+    settings = {**own.manifest["settings"], "ablation": "mean"}
+    mean = wb.HeadScores(own.data, {**own.manifest, "settings": settings})
+    made = Explorer(testbed_model, examples, mean)
+    assert "the map is of mean ablation" in status(made)
+    made.close()
 
 
 def test_a_model_that_dies_under_a_click_is_told(explorer, monkeypatch):

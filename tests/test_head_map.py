@@ -128,6 +128,14 @@ def test_presets_say_what_they_need(drawn):
         wb.choose_heads("top", empty, 2)
 
 
+def test_an_estimate_is_called_one(drawn):
+    settings = {**drawn.manifest["settings"], "method": "attribution"}
+    table = wb.head_map(wb.HeadScores(drawn.data, {"settings": settings}))
+    figure = wb.figures.head_map(table)
+    assert figure.layout.title.text == "Estimated PCS of every head"
+    assert figure.layout.coloraxis.colorbar.title.text.startswith("estimated PCS")
+
+
 # The picture
 
 

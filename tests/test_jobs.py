@@ -128,6 +128,19 @@ def test_a_failure_is_told_and_the_thread_goes_on(worker):
     assert log.ended[-1] == ("done", None)
 
 
+def test_a_failure_of_what_is_told_at_the_end_does_not_end_the_thread(worker):
+    def broken(*_how):
+        raise TypeError("a bug")
+
+    worker.start(Task("work", iter(range(1)), lambda _found: None, broken))
+    assert worker.wait(10)
+    assert [type(e) for e in worker.failures] == [TypeError]
+    log = Log()
+    assert worker.start(log.task(range(2)))
+    assert worker.wait(10)
+    assert log.ended == [("done", None)]
+
+
 def test_waiting_may_be_given_up(worker):
     hold = threading.Event()
     worker.ask(lambda: hold.wait(10))

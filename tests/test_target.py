@@ -99,6 +99,17 @@ def test_next_tokens_are_the_likeliest_of_each_model(testbed_model, example):
     assert table.attrs["before"] == "".join(texts[:2])
 
 
+def test_each_model_brings_its_own_likeliest_token(testbed_model, example):
+    broken = wb.HeadSet.parse(" ".join(f"L0H{h}" for h in range(8)))
+    plain, _ = passes(testbed_model, example, NONE)
+    ablated, _ = passes(testbed_model, example, broken)
+    places = [i for i in range(len(plain)) if plain[i].argmax() != ablated[i].argmax()]
+    assert places
+    table = wb.next_tokens(testbed_model, example, broken, position=places[0], k=1)
+    best = {int(plain[places[0]].argmax()), int(ablated[places[0]].argmax())}
+    assert best <= set(table["candidate"].values.tolist())
+
+
 def test_a_reading_answers_for_every_position_without_another_pass(
     testbed_model, example, monkeypatch
 ):

@@ -73,7 +73,9 @@ def head_map(
     table["exists"] = (("layer", "head"), table["head"].values[None, :] < shape[:, None])
     table["users"] = users
     name = "all users" if by == "all" else str(group)
-    table.attrs |= {"group": name, "part": scores.data.attrs.get("part", "PCS")}
+    estimated = scores.manifest.get("settings", {}).get("method") == "attribution"
+    part = scores.data.attrs.get("part", "estimated PCS" if estimated else "PCS")
+    table.attrs |= {"group": name, "part": part}
     return table
 
 

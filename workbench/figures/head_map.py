@@ -95,8 +95,9 @@ def chosen(heads: HeadSet, cell: float) -> list[go.Scatter]:
 
 
 def _units(table: xr.Dataset) -> str:
-    part = table.attrs["part"]
-    return "PCS (nats per target token)" if part == "PCS" else "difference of PCS (nats/token)"
+    part = str(table.attrs["part"])
+    difference = "difference of PCS (nats/token)"
+    return f"{part} (nats per target token)" if part.endswith("PCS") else difference
 
 
 def _nulls(values: np.ndarray) -> list[list[float | None]]:
@@ -135,10 +136,12 @@ def _scores(table: xr.Dataset) -> go.Heatmap:
 
 
 def _titles(table: xr.Dataset, unscored: bool) -> tuple[str, list[str]]:
-    part, sample = table.attrs["part"], count(int(table["examples"]), "example")
+    part, sample = str(table.attrs["part"]), count(int(table["examples"]), "example")
     if int(table["users"]) > 1:
         sample += f" of {count(int(table['users']), 'user')}"
-    title = "PCS of every head" if part == "PCS" else f"PCS of every head, {escape(part)}"
+    title = f"{part[0].upper()}{part[1:]} of every head"
+    if not part.endswith("PCS"):
+        title = f"PCS of every head, {escape(part)}"
     who = f"{shorten(table.attrs['group'], 30)}, {sample}" if sample[0] != "0" else "no score yet"
     meaning = "red: the loss rises without the head; blue, minus: it falls"
     if unscored and sample[0] == "0":

@@ -146,13 +146,15 @@ class Explorer(widgets.VBox):
         if example is None:
             return
         self.example = example
+        # What was said of another example must not stand beside this one.
+        self.reading = None
+        self.controls.change.value = self.controls.next.value = ""
+        self.controls.attention.show(None)
         try:
             prompt = self.prompts.build([example], self.settings, 0)[0]
         except InputError:
             # It is shown all the same, so that one sees what is too long.
-            self.reading = None
             self.controls.text.value = text.example_text(example)
-            self.controls.change.value = self.controls.next.value = ""
             raise
         self.controls.text.value = text.example_text(example, prompt.shown, prompt.cut_tokens)
         self.controls.position.value = 0
@@ -314,7 +316,8 @@ class Explorer(widgets.VBox):
             if attending is not None:
                 table = attended(self.model, reading.prompt, attending)
             with self.ui:
-                see.attention.show(table)
+                if example is self.example:
+                    see.attention.show(table)
 
         self.work.worker.ask(answer)
 

@@ -182,15 +182,18 @@ class Worker:
                     how = "cancelled"
                     getattr(task.steps, "close", int)()
                 else:
-                    found = next(task.steps)
-                    task.show(found)
+                    task.show(next(task.steps))
         except StopIteration:
             how = "done"
         except Exception as error:
             how, why = "failed", error
-        if how:
-            try:
-                task.done(how, why)
-            finally:
-                with self.state:
-                    self.task = None
+        if not how:
+            return
+        try:
+            task.done(how, why)
+        except Exception as error:
+            # Whatever it is, the thread goes on: the next click is answered.
+            self.failed(error)
+        finally:
+            with self.state:
+                self.task = None

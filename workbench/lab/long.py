@@ -35,8 +35,9 @@ def handles(action: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate
         with explorer.ui:
             try:
                 action(owner, *args, **kwargs)
-            except InputError as error:
-                explorer.say(str(error), "error")
+            except Exception as error:
+                # Raised in a callback it would be in the kernel's log, where nobody looks.
+                explorer.work.failed(error, "that")
 
     return handle
 

@@ -65,21 +65,22 @@ class Scored:
                 f"scores by name are {OWN}, {', '.join(COUNTERFACTUALS)} and {NEUTRAL}, and {OWN} "
                 f"must be there; got {', '.join(named) or 'none'}"
             )
+        tensors = tensors_id(model)
         for name, scores in named.items():
-            _check(scores, name, model)
+            _check(scores, name, model, tensors)
         parts = {PCS: named[OWN]}
         for kind in COUNTERFACTUALS:
             if kind in named:
                 parts |= _specific(named[OWN], named[kind], kind)
-        return cls(parts, named.get(NEUTRAL))
+        return cls(parts, named.get(NEUTRAL), notes=_ablation_note(named[OWN]))
 
     @classmethod
     def _opened(cls, folder: Path, model: TransformerBridge) -> Scored:
         if not folder.exists():
             return cls(folder=folder)
-        own = HeadScores.load(folder)
-        _check(own, str(folder), model)
-        parts, neutral, notes = {PCS: own}, None, []
+        own, tensors = HeadScores.load(folder), tensors_id(model)
+        _check(own, str(folder), model, tensors)
+        parts, neutral, notes = {PCS: own}, None, [*_ablation_note(own)]
         # Beside its own scores a probe keeps those behind other profiles and on neutral text.
         for path in sorted((folder / "runs").glob(f"*/**/{runs.MANIFEST}")):
             run, kind = path.parent, path.parent.name
@@ -88,7 +89,7 @@ class Scored:
                     parts |= _specific(own, HeadScores.load(run), kind)
                 elif kind.startswith(f"{NEUTRAL}-"):
                     neutral = HeadScores.load(run)
-                    _check(neutral, kind, model)
+                    _check(neutral, kind, model, tensors)
             except InputError as error:
                 notes.append(f"{run.relative_to(folder)} is left out: {error}")
         return cls(parts, neutral, folder, tuple(notes))
@@ -123,11 +124,18 @@ def _specific(own: HeadScores, other: HeadScores, kind: str) -> dict[str, HeadSc
     return {str(found.data.attrs["part"]): found}
 
 
-def _check(scores: HeadScores, name: str, model: TransformerBridge) -> None:
-    """Refuse another model's scores."""
+def _ablation_note(own: HeadScores) -> tuple[str, ...]:
+    ablation = own.manifest.get("settings", {}).get("ablation", "zero")
+    if ablation == "zero":
+        return ()
+    return (f"the map is of {ablation} ablation; everywhere else here heads are removed whole",)
+
+
+def _check(scores: HeadScores, name: str, model: TransformerBridge, tensors: str) -> None:
+    """Refuse the scores of a model with other tensors than this one's."""
     settings = scores.manifest.get("settings", {})
-    tensors, shape = settings.get("tensors"), tuple(settings.get("heads_per_layer", ()))
-    if tensors is not None and tensors != tensors_id(model):
+    shape = tuple(settings.get("heads_per_layer", ()))
+    if settings.get("tensors", tensors) != tensors:
         raise InputError(
             f"the scores {name} are of {settings.get('model')}, and this is another model, or "
             "other weights; load the one that was scored, or score this one"
