@@ -26,6 +26,20 @@ def test_parts_add_up_to_the_whole(testbed_model, examples):
     assert own == all_at_once
 
 
+def test_the_noise_is_that_of_the_noisiest_part(testbed_model, examples, monkeypatch):
+    from workbench.discovery import parts
+
+    told = iter([0.1, 0.3, 0.2])
+
+    def scored(*args, **options):
+        found = wb.score_heads(*args, **options)
+        return wb.HeadScores(found.data, {**found.manifest, "noise": {"p95": next(told)}})
+
+    monkeypatch.setattr(parts, "score_heads", scored)
+    found = list(score_in_parts(testbed_model, examples, size=8))
+    assert [part.noise_floor(1) for part in found] == [0.1, 0.3, 0.3]
+
+
 def test_what_is_done_so_far_can_be_kept(testbed_model, examples, tmp_path):
     steps = score_in_parts(testbed_model, examples, size=8)
     first = next(steps)

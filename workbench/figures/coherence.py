@@ -67,8 +67,8 @@ def coherence(table: xr.Dataset) -> go.Figure:
         "What steering gains for the users, and what it costs other text",
         [
             f"curves over gamma = {gammas} from the plain model; neutral text: {size}",
-            "up: better for the users; right: worse for text of nobody; filled: 95 % interval of "
-            "the gain leaves 0 out, adjusted p ≤ .05",
+            "up: better for the users; right: worse for other text; "
+            "filled: the gain's interval leaves 0 out, adjusted p ≤ .05",
         ],
     )
 

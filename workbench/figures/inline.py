@@ -25,9 +25,9 @@ T = TypeVar("T")
 def inline(scale: float = 1.0) -> None:
     """Show the figures of this notebook as interactive ones, each with a picture beside it.
 
-    JupyterLab draws the interactive one. The picture is for where nothing draws: the notebook on
-    a forge, or printed. One browser without a network draws them all. Without a browser figures
-    are interactive only, and a printed line says so.
+    JupyterLab shows the picture until the mouse is over it, and the interactive one from then on.
+    Where nothing draws, on a forge or in print, the picture stays. One browser without a network
+    draws them all. Without a browser figures are interactive only, and a printed line says so.
 
     Args:
         scale: Pixels of a picture for each of the figure's.
