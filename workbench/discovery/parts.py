@@ -31,7 +31,7 @@ def score_in_parts(
         model: From `load_model`.
         examples: What to score.
         prompt: How prompts are built.
-        size: Examples of a part; by default about 512 passes' worth, 8 at least.
+        size: Examples of a part; by default about 512 passes' worth.
         batch_tokens: Most tokens in a forward pass; by default from the memory at hand.
 
     Yields:
@@ -42,7 +42,7 @@ def score_in_parts(
         InputError: As `score_heads`; a prompt that can't be built before the first part.
     """
     prompts = build_prompts(examples, model.tokenizer, context_length(model), prompt)
-    size = size or max(8, 512 // sum(heads_per_layer(model)))
+    size = size or max(1, 512 // sum(heads_per_layer(model)))
     tables: list[pa.Table] = []
     noise: dict[str, Any] = {}
     for start in range(0, len(examples), size):
