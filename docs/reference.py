@@ -155,10 +155,12 @@ def _summary(home: str) -> str:
     file = ROOT / Path(*module.split(".")).with_suffix(".py")
     if not file.is_file():
         return ""
+    found = ""
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            return (ast.get_docstring(node) or "").split("\n\n")[0]
-    return ""
+            # The overloads before the function itself have none.
+            found = (ast.get_docstring(node) or found).split("\n\n")[0]
+    return found
 
 
 def _address(room: str) -> str:

@@ -34,6 +34,14 @@ def page_id(path):
     return path.stem
 
 
+def script(name):
+    """A module of `docs/`, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 # The built site
 
 
@@ -64,6 +72,11 @@ def anchors(site):
     return found
 
 
+@pytest.fixture(scope="module")
+def reference():
+    return script("reference")
+
+
 class Elements(HTMLParser):
     """The elements of a page: their names and attributes."""
 
@@ -90,6 +103,21 @@ def test_every_public_name_has_its_place_in_the_reference(site, anchors):
         if page not in ids:
             ids[page] = {attributes.get("id") for _, attributes in elements(site / page)}
         assert anchor in ids[page], f"{page} lacks {anchor}"
+
+
+def test_every_public_name_is_summed_up_as_its_docstring_begins(reference):
+    public = reference.public()
+    assert len(public) >= len(wb.__all__)
+    rows = dict(
+        re.findall(r"^\| \[`([\w.]+)`\]\[[^]]+\] \| (.*) \|$", reference.names_page(), re.M)
+    )
+    for shown in public:
+        value = attrgetter(shown.removeprefix("wb."))(wb)
+        if callable(value):
+            first = (value.__doc__ or "").split("\n\n")[0]
+            assert first.strip(), f"{shown} has no docstring"
+            assert rows[shown].replace("\\|", "|").split() == first.split()
+    assert rows["wb.generate"]
 
 
 def test_every_module_of_the_tree_is_in_the_reference(anchors):
@@ -274,10 +302,7 @@ def roots():
 
 @pytest.fixture(scope="module")
 def hours():
-    spec = importlib.util.spec_from_file_location("hours", ROOT / "docs/hours.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("hours")
 
 
 def test_the_committed_hours_are_those_that_plan_prints_now(hours):
