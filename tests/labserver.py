@@ -33,11 +33,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import quote, urlsplit
 
 import nbformat
@@ -45,6 +47,7 @@ from conftest import ROOT
 
 SCREENSHOTS = Path(os.environ.get("WORKBENCH_SCREENSHOTS", ROOT / "build" / "screenshots"))
 LAB = "from workbench.cli import main; main()"
+START = 120  # seconds that a server may take until it says where it is
 LOCAL = {"localhost", "127.0.0.1"}
 INLINE = {"data", "blob", "file", "about"}
 CHROMIUM = (
@@ -115,18 +118,17 @@ def running(home: Path, *options: str, **more: str) -> Iterator[Lab]:
             stderr=written,
             text=True,
         )
+        # With the process its output ends, which is all that is waited for.
+        late = threading.Timer(START, process.kill)
+        late.start()
         try:
-            assert process.stdout is not None
-            url = ""
-            for line in process.stdout:
-                written.write(line)
-                url = url or next(iter(re.findall(r"http://\S+", line)), "")
-                if line.startswith("Ctrl-C"):
-                    break
+            url = _address(process, written)
+            late.cancel()
             written.flush()
             assert url, f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')}"
             yield Lab(url, folder, process, log)
         finally:
+            late.cancel()
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             try:
@@ -135,6 +137,18 @@ def running(home: Path, *options: str, **more: str) -> Iterator[Lab]:
                 process.kill()
                 process.communicate()
                 raise
+
+
+def _address(process: subprocess.Popen[str], log: TextIO) -> str:
+    """What a server says of where it is; nothing where it ends before it has said all."""
+    assert process.stdout is not None
+    url = ""
+    for line in process.stdout:
+        log.write(line)
+        url = url or next(iter(re.findall(r"http://\S+", line)), "")
+        if line.startswith("Ctrl-C"):
+            return url
+    return ""
 
 
 class Watch:
