@@ -2,7 +2,8 @@
 
     python docs/hours.py
 
-writes both blocks of `llama-3-8b.md` again; a test holds them against the command.
+writes the blocks of `llama-3-8b.md` again: hours as the command counts them, and how many answers
+the page's own commands ask for. Tests hold both against the commands.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import contextlib
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from workbench.cli.commands import app
 from workbench.cli.sizes import estimate
 from workbench.discovery.cost import assumed_machine
 from workbench.discovery.shapes import read_config, shape_of
-from workbench.probe.settings import EFFORTS, Depth
+from workbench.evaluation import methods as ways
+from workbench.evaluation.settings import GridSettings
+from workbench.heads import HeadSet
+from workbench.probe.settings import EFFORTS, Depth, ProbeSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/llama-3-8b.md"
@@ -38,12 +44,12 @@ def main() -> None:
 
 
 def with_blocks(text: str) -> str:
-    """The page with both blocks between their markers.
+    """The page with its blocks between their markers.
 
     Raises:
         ValueError: A marker isn't there just once.
     """
-    for name, body in (("plan", printed()), ("jobs", jobs())):
+    for name, body in (("plan", printed()), ("jobs", jobs()), ("answers", answers(text))):
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if text.count(begin) != 1 or text.count(end) != 1:
             raise ValueError(f"{PAGE}: needs the markers {begin} and {end} once each")
@@ -101,6 +107,59 @@ def probed(depth: Depth) -> int:
     contexts = ASPECTS + len(effort.shares) + sum(map(len, effort.steps.values()))
     behind = 1 + len(effort.counterfactuals)
     return USERS * behind + min(effort.sample, USERS) * contexts + effort.neutral
+
+
+def answers(text: str) -> str:
+    """Texts that the page's `probe` and `evaluate` write, for one task, as a table.
+
+    An example a user is assumed. Of a probe it is the sweep alone.
+    """
+    probe, grid = _given(text, "probe"), _given(text, "evaluate")
+    heads = sum(shape_of(read_config(ROOT / MODEL)).heads)
+    swept = tuple(map(int, probe["sweep_k"].split(",")))
+    counts = ProbeSettings(probe["k"], swept).head_counts(heads)
+    lists = 1 + len(counts) * (1 + probe["draws"])  # plain; at each K the set and random ones
+    settings = GridSettings(
+        methods=tuple(grid["methods"].split(",")),
+        gamma=tuple(map(float, grid["gamma"].split(","))),
+        seeds=grid["seeds"],
+    )
+    tried = candidates(settings, heads)
+    final = len(settings.methods) + settings.seeds - 1
+    rows = [
+        (f"`probe`: the sweep, {len(counts)} K", lists, probe["eval_users"]),
+        ("`evaluate`: choosing settings", tried, grid["validation_users"]),
+        ("`evaluate`: the table", final, grid["users"]),
+    ]
+    lines = [
+        "| job | ways to write | users | answers |",
+        "| --- | ---: | ---: | ---: |",
+        *(f"| {job} | {n} | {users} | {n * users:,} |" for job, n, users in rows),
+    ]
+    return "\n".join(lines)
+
+
+def candidates(settings: GridSettings, heads: int) -> int:
+    """How many settings of all methods an evaluation tries on the validation users of a task."""
+    none, gammas = HeadSet(()), settings.gamma
+    sets = dict.fromkeys(settings.head_counts(heads), none)
+    found = {
+        "dps": ways.dps(sets, gammas),
+        "decore": ways.decore(sets, gammas),
+        "cad": ways.cad(gammas),
+        "dola": ways.dola(),
+        ways.RANDOM: ways.random(none, gammas) * settings.seeds,
+        ways.BOTH: ways.both(none, gammas),
+    }
+    return sum(len(found[name]) for name in settings.methods if name in found)
+
+
+def _given(text: str, name: str) -> dict[str, Any]:
+    """The options of the page's command of that name, and the others' defaults."""
+    lines = text.replace("\\\n", " ").splitlines()
+    (line,) = [line for line in lines if line.startswith(f"workbench {name} ")]
+    command = getattr(get_command(app), "commands")[name]  # noqa: B009 - click leaves it untyped
+    return dict(command.make_context(name, shlex.split(line, comments=True)[2:]).params)
 
 
 def _methods(dtype: str, examples: int, tokens: int, batch: int) -> dict[str, dict]:

@@ -16,6 +16,7 @@ from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from operator import attrgetter
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -25,6 +26,7 @@ from typer.testing import CliRunner
 import workbench as wb
 from workbench.cli.commands import app
 from workbench.discovery.shapes import read_config, shape_of
+from workbench.evaluation.grid import _Grid
 
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "README.md"])
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
@@ -317,6 +319,59 @@ def test_the_hours_of_the_table_are_those_of_the_command(hours, monkeypatch):
     (row,) = re.findall(r"2,500 examples \| 2,048 \|(.*)\|\n", hours.jobs())
     expected = [found[name]["hours_one_gpu"] for name in ("replay", "screened", "attribution")]
     assert [float(cell) for cell in row.split("|")] == pytest.approx(expected, rel=0.05)
+
+
+def answers_of(hours):
+    """The table of answers: a job's ways to write and answers."""
+    rows = re.findall(
+        r"^\| (.*) \| (\d+) \| (\d+) \| ([\d,]+) \|$", hours.answers(page(hours)), re.M
+    )
+    return {job: (int(ways), int(n.replace(",", ""))) for job, ways, _, n in rows}
+
+
+def page(hours):
+    return hours.PAGE.read_text(encoding="utf-8")
+
+
+def option(hours, command, name):
+    """What the page's command says behind an option."""
+    (line,) = re.findall(rf"^workbench {command} .*$", page(hours).replace("\\\n", " "), re.M)
+    return re.search(rf"{name} (\S+)", line)[1]
+
+
+def test_the_answers_of_the_evaluation_are_those_that_its_bar_counts(hours):
+    users = int(option(hours, "evaluate", "--users"))
+    validating = int(option(hours, "evaluate", "--validation-users"))
+    example = wb.Example("0", "u", "LaMP-4", "q", "t", ({"title": "a", "text": "b"},))
+    asked = SimpleNamespace(validation=[example] * validating, test=[example] * users)
+    settings = wb.GridSettings()
+    sets = dict.fromkeys(settings.head_counts(1024), wb.HeadSet(()))
+    grid = _Grid(settings, asked, ["LaMP-4"], {"LaMP-4": sets}, (32,) * 32, None, None)
+    grid.retrieval = sets
+    parts = [n for job, (_, n) in answers_of(hours).items() if job.startswith("`evaluate`")]
+    assert sum(parts) == grid._count()
+
+
+def test_the_answers_of_the_sweep_are_those_that_it_asks_for(hours, testbed_model, monkeypatch):
+    asked = []
+
+    class Counted:
+        def __init__(self, model, examples, *_):
+            self.examples = examples
+
+        def texts(self, contrast):
+            asked.append(contrast)
+            return [""] * len(self.examples)
+
+    monkeypatch.setattr("workbench.analysis.sweep.Answers", Counted)
+    found_on = wb.load_examples("testbed", users=1)
+    scores = wb.score_heads(testbed_model, found_on, method="attribution", progress=False)
+    one = [e for e in wb.load_examples("testbed", "test", users=1) if e.task == found_on[0].task]
+    counts = option(hours, "probe", "--sweep-k").split(",")
+    wb.sweep_head_count(testbed_model, one, scores, [2**i for i in range(len(counts))], draws=5)
+    ways, answers = answers_of(hours)["`probe`: the sweep, 5 K"]
+    assert ways == len(asked) - 1  # the plain model is asked twice, and its answers are kept
+    assert answers == ways * int(option(hours, "probe", "--eval-users"))
 
 
 def test_a_page_without_the_markers_is_refused(hours):
