@@ -1,5 +1,7 @@
 """What the explorer does, without a browser: its clicks, and what can go wrong."""
 
+import html
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,25 +94,42 @@ def test_the_panels_show_what_the_functions_give(explorer, testbed_model):
 
 
 def test_the_code_makes_the_same_of_the_same(explorer, testbed_model, examples):
-    import html
-    import re
-
     explorer.choose("L0H7, L1H1")
     see = explorer.controls
     see.contrast.value, see.gamma.value = "DPS + CAD", 1.3
     see.strength.value, see.plausible.value, see.max_kl.value = "times the entropy", 0.1, 0.5
-    code = html.unescape(re.sub("<[^>]+>", "", see.code.value))
-    names = {"wb": wb, "examples": examples, "model": testbed_model}
-    lines = code.splitlines()
-    exec("\n".join(lines[:2]), names)  # noqa: S102 - what a user would paste
+    names = ran(explorer, {"examples": examples, "model": testbed_model})
     assert names["heads"] == explorer.heads
     assert names["example"] == explorer.example
-    made = eval(lines[-1].removeprefix("wb.write(model, example, ")[:-1], names)  # noqa: S307
-    assert made == explorer.contrast
     limits = {"plausible": 0.1, "max_kl": 0.5}
-    strength = Entropy(1.3)
-    heads = explorer.heads
-    assert made == wb.DPS(heads, strength, **limits) + wb.CAD(strength, **limits)
+    heads, strength = explorer.heads, Entropy(1.3)
+    expected = wb.DPS(heads, strength, **limits) + wb.CAD(strength, **limits)
+    assert names["contrast"] == explorer.contrast == expected
+
+
+def test_the_code_gives_what_is_shown_with_other_prompts_too(testbed_model, examples):
+    settings = wb.PromptSettings(items=1)
+    scores = wb.score_heads(testbed_model, examples[:4], prompt=settings, progress=False)
+    made = Explorer(testbed_model, examples[:4], scores)
+    made.choose("L0H7, L0H5")
+    made.controls.gamma.value, made.controls.tokens.value = 2.0, 5
+    made.work.write()
+    assert made.wait(60)
+    names = ran(made, {"examples": examples, "model": testbed_model})
+    assert names["results"][0].equals(made.reading.token_change())
+    assert names["results"][1].steered.tokens == made.pair.steered.tokens
+    assert names["results"][1].max_new_tokens == 5
+    made.close()
+
+
+def ran(explorer, names):
+    """The code that an explorer shows, run as a user would run it."""
+    code = html.unescape(re.sub("<[^>]+>", "", explorer.controls.code.value))
+    names |= {"wb": wb, "results": []}
+    for line in code.splitlines():
+        kept = f"results.append({line})" if line.startswith("wb.") else line
+        exec(kept, names)  # noqa: S102 - what a user would paste
+    return names
 
 
 @pytest.mark.parametrize("name", ["DPS", "CAD", "DPS + CAD", "DoLa"])
@@ -170,6 +189,22 @@ def test_capability_heads_are_scored_when_they_are_first_asked_for(explorer, mon
     assert len(asked) == 1
 
 
+def test_a_part_of_the_neutral_text_chooses_no_heads(explorer, monkeypatch):
+    few = wb.neutral_examples("testbed", 4)
+    monkeypatch.setattr(long, "neutral_examples", lambda _source: few)
+    real = long.score_in_parts
+
+    def stopped(model, chosen, **options):
+        yield next(real(model, chosen, size=2, **options))
+        raise RuntimeError("gone")
+
+    monkeypatch.setattr(long, "score_in_parts", stopped)
+    explorer._preset("capability")
+    assert explorer.wait(60)
+    assert explorer.scored.neutral is None
+    assert len(explorer.heads) == 0
+
+
 def test_the_text_field_refuses_other_models_heads_and_keeps_the_set(explorer, tmp_path):
     explorer.choose("L0H7")
     for typed, said in (
@@ -194,6 +229,11 @@ def test_the_set_goes_out_and_comes_in_as_a_file(explorer, tmp_path):
     explorer._preset("none")
     explorer.controls.heads.value = str(tmp_path / "set.json")
     assert explorer.heads == wb.HeadSet.parse("L0H7, L1H1")
+    (tmp_path / "thesis.ipynb").write_text("{}")
+    explorer.controls.path.value = str(tmp_path / "thesis.ipynb")
+    explorer._save()
+    assert "not a head set" in status(explorer)
+    assert (tmp_path / "thesis.ipynb").read_text() == "{}"
     explorer.controls.path.value = str(tmp_path / "missing" / "set.json")
     explorer._save()
     assert "can&#x27;t be written" in status(explorer)
@@ -368,6 +408,7 @@ def test_without_scores_it_scores_in_the_background_and_keeps_them(
     made = Explorer(testbed_model, examples[:4], folder)
     assert made.controls.map.data[TRACES.index("unscored")].z[0][0] == 1
     assert made.controls.score.layout.display != "none"
+    assert repr(made) == "Explorer(1 users, 4 examples, 32 heads)"
     made._preset("top K")
     assert "score the examples first" in status(made)
     click(made, 1, 2)
@@ -383,6 +424,42 @@ def test_without_scores_it_scores_in_the_background_and_keeps_them(
     made.close()
     again = Explorer(testbed_model, examples[:4], folder)
     np.testing.assert_allclose(np.array(again.controls.map.data[0].z, dtype=float), drawn)
+    again.close()
+
+
+def test_scoring_that_was_cancelled_is_kept_and_gone_on_with(
+    testbed_model, examples, own, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    made = Explorer(testbed_model, examples[:6], folder)
+    real = long.score_in_parts
+
+    def first_part_only(model, chosen, **options):
+        yield next(real(model, chosen, size=4, **options))
+        raise KeyError("power cut")
+
+    monkeypatch.setattr(long, "score_in_parts", first_part_only)
+    made.work.score()
+    assert made.wait(60)
+    assert len(wb.HeadScores.load(folder).data["example"]) == 4
+    assert made.controls.score.layout.display != "none"
+    made.close()
+    asked = []
+
+    def watched(model, chosen, **options):
+        asked.append(len(chosen))
+        return real(model, chosen, **options)
+
+    monkeypatch.setattr(long, "score_in_parts", watched)
+    again = Explorer(testbed_model, examples[:6], folder)
+    again.work.score()
+    assert again.wait(60)
+    assert asked == [2]
+    kept = wb.HeadScores.load(folder)
+    assert kept.data["example"].values.tolist() == [e.name for e in examples[:6]]
+    expected = own.data["pcs"].sel(example=kept.data["example"])
+    np.testing.assert_allclose(kept.data["pcs"], expected, atol=1e-5)
+    assert again.controls.score.layout.display == "none"
     again.close()
 
 
@@ -420,6 +497,12 @@ def test_a_user_without_scores_gets_everyones_map_and_a_line(testbed_model, exam
     assert f"{users[0]} is not among the scored users" in status(made)
     assert int(made.table["users"]) == len(users) - 1
     made.close()
+    again = Explorer(testbed_model, examples, own.select(users=users[1:]))
+    again._preset("top K")
+    again.controls.of.value = "everyone"
+    again.controls.of.value = "this user"
+    assert f"{users[0]} is not among the scored users" in status(again)
+    again.close()
 
 
 def test_a_folder_of_a_probe_brings_its_controls(testbed_model, examples, own, stranger, tmp_path):
@@ -449,6 +532,28 @@ def test_other_models_scores_and_prompts_are_refused(testbed_model, examples, ow
         Explorer(testbed_model, examples, {"stranger": own})
     with pytest.raises(wb.InputError, match="no example"):
         Explorer(testbed_model, [])
+
+
+def test_a_cut_that_rules_a_target_token_out_is_shown(explorer, examples):
+    see = explorer.controls
+    see.view.value, see.plausible.value = "steered", 0.9
+    explorer.choose("L0H7, L0H5")
+    shown = 0
+    for example in explorer.users[explorer.example.user]:
+        see.example.value = example
+        assert explorer.wait(30)
+        assert "failed" not in status(explorer)
+        assert f"{example.name}: DPS γ=0.5, plausible 0.9" in see.change.value
+        shown += "cut</small>" in see.change.value
+    assert shown
+
+
+def test_closing_lets_go_of_the_model(testbed_model, examples, own):
+    made = Explorer(testbed_model, examples, own)
+    made.choose("L0H1")
+    made.close()
+    assert made.wait(5)
+    assert not hasattr(made, "model")
 
 
 def test_without_a_kernel_the_functions_are_named(testbed_model, examples):

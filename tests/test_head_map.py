@@ -128,12 +128,13 @@ def test_presets_say_what_they_need(drawn):
         wb.choose_heads("top", empty, 2)
 
 
-def test_an_estimate_is_called_one(drawn):
-    settings = {**drawn.manifest["settings"], "method": "attribution"}
-    table = wb.head_map(wb.HeadScores(drawn.data, {"settings": settings}))
-    figure = wb.figures.head_map(table)
-    assert figure.layout.title.text == "Estimated PCS of every head"
-    assert figure.layout.coloraxis.colorbar.title.text.startswith("estimated PCS")
+def test_an_estimate_mean_ablation_and_an_aspect_are_called_that(drawn):
+    more = {"method": "attribution", "ablation": "mean", "prompt": {"aspect": "topic"}}
+    settings = {**drawn.manifest["settings"], **more}
+    figure = wb.figures.head_map(wb.head_map(wb.HeadScores(drawn.data, {"settings": settings})))
+    title = "PCS of every head, estimated, by mean ablation, over topic tokens only"
+    assert figure.layout.title.text == title
+    assert wb.figures.head_map(wb.head_map(drawn)).layout.title.text == "PCS of every head"
 
 
 # The picture

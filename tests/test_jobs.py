@@ -153,6 +153,8 @@ def test_a_closed_worker_takes_nothing_on():
     closed = Worker(print)
     closed.close()
     assert not closed.start(Log().task(range(1)))
+    closed.ask(print)
+    assert closed.wait(1)
 
 
 def test_while_a_cell_runs_the_worker_waits_for_it(worker):
@@ -199,6 +201,46 @@ def test_a_cell_that_waits_lends_the_model(worker, monkeypatch):
         assert taken == [False]
     finally:
         CELLS.end()
+
+
+def test_an_interrupt_leaves_no_cell_without_the_model(worker, capsys, monkeypatch):
+    log, inside, go = Log(), threading.Event(), threading.Event()
+
+    def steps():
+        inside.set()
+        go.wait(10)
+        yield 1
+        yield 2
+
+    class Interrupted:
+        """The lock, at which somebody presses stop once."""
+
+        pressed = False
+
+        def acquire(self):
+            if not self.pressed:
+                self.pressed = True
+                raise KeyboardInterrupt
+            go.set()
+            return MODEL.acquire()
+
+        __enter__ = staticmethod(MODEL.__enter__)
+
+        def __exit__(self, *_error):
+            MODEL.release()
+
+    worker.start(log.task(steps()))
+    assert inside.wait(10)
+    cells = Cells()
+    with monkeypatch.context() as patched:
+        patched.setattr("workbench.lab.jobs.MODEL", Interrupted())
+        patched.setattr("workbench.lab.jobs.WORKERS", [worker])
+        cells.begin()
+    assert cells.held == 1
+    cells.end()
+    assert worker.wait(10)
+    assert log.ended == [("cancelled", None)]
+    assert "was stopped" in capsys.readouterr().out
 
 
 def test_an_end_without_a_beginning_is_none():

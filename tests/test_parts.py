@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from workbench.discovery.parts import score_in_parts
+from workbench.discovery.parts import joined, score_in_parts
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,17 @@ def test_the_noise_is_that_of_the_noisiest_part(testbed_model, examples, monkeyp
     monkeypatch.setattr(parts, "score_heads", scored)
     found = list(score_in_parts(testbed_model, examples, size=8))
     assert [part.noise_floor(1) for part in found] == [0.1, 0.3, 0.3]
+
+
+def test_two_lots_are_joined(testbed_model, examples):
+    first = wb.score_heads(testbed_model, examples[:8], progress=False)
+    second = wb.score_heads(testbed_model, examples[8:], progress=False)
+    both = joined(first, second)
+    assert both.data["example"].values.tolist() == [e.name for e in examples]
+    np.testing.assert_array_equal(both.data["pcs"][:8], first.data["pcs"])
+    np.testing.assert_array_equal(both.data["pcs"][8:], second.data["pcs"])
+    assert both.manifest["settings"]["examples"] == len(examples)
+    assert both.noise_floor(1) == max(first.noise_floor(1), second.noise_floor(1))
 
 
 def test_what_is_done_so_far_can_be_kept(testbed_model, examples, tmp_path):

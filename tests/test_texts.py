@@ -90,6 +90,35 @@ def test_tiny_changes_stay_pale():
     assert strong == "rgb" + str(tuple(int(DIVERGING[-1][i : i + 2], 16) for i in (1, 3, 5)))
 
 
+def test_a_token_that_a_cut_rules_out_is_named_and_left_out_of_the_mean():
+    table = changes([-1.0, -1.0, -1.0], [-2.0, -2.0, -2.0], [-0.5, -np.inf, -1.5])
+    html = wb.figures.token_change(table, "steered")
+    assert "+0.0000 nats per token (1 of 3 are ruled out by the cut and left out here)" in html
+    assert "cut</small>" in html
+    assert "up to ±0.5." in html
+    helped, cut, hurt = map(red, shades(html))
+    assert helped > 50 > -50 > hurt
+    assert cut < -50
+    assert "cut" not in wb.figures.token_change(table)
+    gone = changes([-1.0], [-2.0], [-np.inf])
+    assert "no token is left" in wb.figures.token_change(gone, "steered")
+
+
+def test_tokens_that_do_not_count_are_pale_and_said_so():
+    table = changes([-1, -1], [-2, -9], [-1, -1], counted=[True, False])
+    html = wb.figures.token_change(table)
+    assert "over the 1 of 2 tokens that count" in html
+    rows = [attrs for tag, attrs in Page(html).tags if tag == "span"]
+    assert [row.get("class") for row in rows] == [None, "wb-out"]
+
+
+def test_every_panel_says_what_it_is_about():
+    table = changes([-1.0], [-2.0], [-1.0])
+    table.attrs["contrast"] = "DPS γ=0.5"
+    assert "t/1: PCS of L0H1" in wb.figures.token_change(table)
+    assert "t/1: DPS γ=0.5, heads L0H1" in wb.figures.token_change(table, "steered")
+
+
 def pages():
     table = changes([-1.0], [-2.0], [-1.0], texts=[BAD])
     table.attrs |= {"heads": BAD, "contrast": BAD}
@@ -98,7 +127,7 @@ def pages():
     rows = xr.Dataset(
         {name: ("candidate", [0.5]) for name in ("plain", "ablated", "steered")},
         coords={"candidate": [7], "text": ("candidate", [BAD]), "target": ("candidate", [False])},
-        attrs={"before": BAD},
+        attrs={"before": BAD, "example": BAD, "contrast": BAD, "heads": BAD},
     )
     yield wb.figures.next_tokens(rows)
     yield wb.figures.side_by_side([("plain", BAD), ("steered", BAD)], [BAD], [0.5], BAD)
@@ -121,7 +150,7 @@ def test_next_tokens_mark_what_the_user_wrote_or_say_that_it_is_not_there():
             "text": ("candidate", [" x", " y"]),
             "target": ("candidate", [False, True]),
         },
-        attrs={"before": ""},
+        attrs={"before": "", "example": "t/1", "contrast": "DPS", "heads": "L0H1"},
     )
     text = Page(wb.figures.next_tokens(rows)).text
     assert "y ←" in text.replace("\xa0", "")

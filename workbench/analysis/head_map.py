@@ -54,7 +54,8 @@ def head_map(
             it is the examples.
 
     Returns:
-        `mean`, `low`, `high` and `below_noise`, each [layer, head], in nats per target token;
+        `mean`, `low`, `high` and `below_noise`, each [layer, head], in nats per target token; the
+        attribute `note` says of an estimate, of mean ablation and of an aspect that they are that;
         `exists`, whether the model has such a head; `examples`, `users` and `noise_floor`. Heads
         that weren't scored are NaN.
 
@@ -73,10 +74,20 @@ def head_map(
     table["exists"] = (("layer", "head"), table["head"].values[None, :] < shape[:, None])
     table["users"] = users
     name = "all users" if by == "all" else str(group)
-    estimated = scores.manifest.get("settings", {}).get("method") == "attribution"
-    part = scores.data.attrs.get("part", "estimated PCS" if estimated else "PCS")
-    table.attrs |= {"group": name, "part": part}
+    part = scores.data.attrs.get("part", "PCS")
+    table.attrs |= {"group": name, "part": part, "note": _note(scores)}
     return table
+
+
+def _note(scores: HeadScores) -> str:
+    """What sets these scores apart from PCS by removing a head, over the whole target."""
+    settings = scores.manifest.get("settings", {})
+    notes = ["estimated"] if settings.get("method") == "attribution" else []
+    if settings.get("ablation", "zero") != "zero":
+        notes.append(f"by {settings['ablation']} ablation")
+    if aspect := (settings.get("prompt") or {}).get("aspect"):
+        notes.append(f"over {aspect} tokens only")
+    return ", ".join(notes)
 
 
 def choose_heads(

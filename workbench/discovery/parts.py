@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from workbench import runs
 from workbench.data.examples import Example
 from workbench.data.prompts import PromptSettings, build_prompts
 from workbench.discovery.run import data_digest, score_heads
@@ -15,6 +16,20 @@ from workbench.scores import HeadScores
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+
+def joined(before: HeadScores, more: HeadScores) -> HeadScores:
+    """The scores of two lots of examples, made alike, as one result."""
+    table = pa.concat_tables([before.table(), more.table()])
+    settings = {**more.manifest["settings"], "examples": table.num_rows}
+    # Whose data it is can't be told from either lot's digest alone.
+    settings["data_sha256"] = runs.digest(
+        [run.manifest["settings"].get("data_sha256") for run in (before, more)]
+    )
+    noise = max(before.noise_floor(1), more.noise_floor(1))
+    return HeadScores.from_table(
+        table, {**more.manifest, "settings": settings, "noise": {"p95": noise}}
+    )
 
 
 def score_in_parts(

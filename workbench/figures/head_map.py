@@ -95,9 +95,8 @@ def chosen(heads: HeadSet, cell: float) -> list[go.Scatter]:
 
 
 def _units(table: xr.Dataset) -> str:
-    part = str(table.attrs["part"])
-    difference = "difference of PCS (nats/token)"
-    return f"{part} (nats per target token)" if part.endswith("PCS") else difference
+    part = table.attrs["part"]
+    return "PCS (nats per target token)" if part == "PCS" else "difference of PCS (nats/token)"
 
 
 def _nulls(values: np.ndarray) -> list[list[float | None]]:
@@ -139,9 +138,8 @@ def _titles(table: xr.Dataset, unscored: bool) -> tuple[str, list[str]]:
     part, sample = str(table.attrs["part"]), count(int(table["examples"]), "example")
     if int(table["users"]) > 1:
         sample += f" of {count(int(table['users']), 'user')}"
-    title = f"{part[0].upper()}{part[1:]} of every head"
-    if not part.endswith("PCS"):
-        title = f"PCS of every head, {escape(part)}"
+    kinds = ["" if part == "PCS" else part, str(table.attrs.get("note", ""))]
+    title = ", ".join(["PCS of every head", *(escape(kind) for kind in kinds if kind)])
     who = f"{shorten(table.attrs['group'], 30)}, {sample}" if sample[0] != "0" else "no score yet"
     meaning = "red: the loss rises without the head; blue, minus: it falls"
     if unscored and sample[0] == "0":

@@ -7,8 +7,10 @@ under it. The page's own colours are taken where it has them, so that it reads o
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import xarray as xr
 from plotly.colors import sample_colorscale
 
@@ -28,6 +30,7 @@ STYLE = """<style>
 .wb-text .wb-note {color: var(--jp-ui-font-color2, #5a5a5a)}
 .wb-text ol {margin: 0; padding-left: 26px; max-height: 240px; overflow-y: auto}
 .wb-text .wb-out {opacity: .62}
+.wb-text li, .wb-text blockquote, .wb-text td {unicode-bidi: isolate}
 .wb-text blockquote {margin: 0; padding: 2px 8px; white-space: pre-wrap;
   border-left: 3px solid var(--jp-border-color1, #bdbdbd)}
 .wb-tokens {display: flex; flex-wrap: wrap; gap: 3px 1px; margin: 4px 0}
@@ -67,7 +70,8 @@ def example_text(example: Example, shown: Sequence[int] | None = None, cut_token
     note += f"; the token budget cut {cut_tokens:,} tokens" if cut_tokens else ""
     profile = f"<ol>{''.join(items)}</ol>" if items else "<p>no profile</p>"
     return _page(
-        f'<h4>Profile of {_escape(example.user)} <span class="wb-note">({note})</span></h4>'
+        f"<h4>Profile of <bdi>{_escape(example.user)}</bdi> "
+        f'<span class="wb-note">({note})</span></h4>'
         f"{profile}<h4>Query</h4><blockquote>{_escape(example.query)}</blockquote>"
         f"<h4>Target: what the user wrote</h4><blockquote>{_escape(example.target)}</blockquote>"
     )
@@ -93,16 +97,22 @@ def token_change(table: xr.Dataset, view: str = "ablated") -> str:
         raise ValueError(f"view must be ablated or steered, got {view!r}")
     plain, other = table["plain"].values, table[view].values
     change = plain - other if view == "ablated" else other - plain
-    counted = table["counted"].values
-    mean = float(change[counted].mean())
-    end = max(float(abs(change).max()), LEAST)
-    tokens = _coloured(table["text"].values.tolist(), change.tolist(), end, DIVERGING, True)
-    heads = _escape(table.attrs["heads"])
+    # A plausibility cut takes all probability from the tokens below it.
+    left, counted = np.isfinite(change), table["counted"].values
+    rated = change[counted & left]
+    mean = f"{rated.mean():+.4f} nats per token" if len(rated) else "no token is left"
+    if counted.sum() < len(counted):
+        mean += f", over the {counted.sum()} of {len(counted)} tokens that count"
+    if not left.all():
+        mean += f" ({(~left).sum()} of {len(left)} are ruled out by the cut and left out here)"
+    end = max(float(abs(change[left]).max(initial=0.0)), LEAST)
+    texts = table["text"].values.tolist()
+    tokens = _coloured(texts, change.tolist(), end, DIVERGING, True, counted.tolist())
+    heads, name = _escape(table.attrs["heads"]), _escape(table.attrs["example"])
     if view == "ablated":
-        said = f"PCS of {heads}, removed together: {mean:+.4f} nats per token. "
-        said += "Red: likelier with them"
+        said = f"{name}: PCS of {heads}, removed together: {mean}. Red: likelier with them"
     else:
-        said = f"{_escape(table.attrs['contrast'])}: {mean:+.4f} nats per token on average. "
+        said = f"{name}: {_escape(table.attrs['contrast'])}, heads {heads}: {mean}. "
         said += "Red: steering makes it likelier"
     return _page(f"<div>{said}; colours up to ±{end:.2g}.</div>{tokens}", table.attrs["heads"])
 
@@ -128,8 +138,11 @@ def next_tokens(table: xr.Dataset) -> str:
     place = f"behind “{_escape(before[-60:].strip())}”" if before.strip() else "first token"
     written = bool(table["target"].values.any())
     note = "← what the user wrote" if written else "what the user wrote is none of them"
+    about = ", ".join(str(table.attrs[key]) for key in ("example", "contrast"))
+    said = f"{_escape(about)}, heads {_escape(table.attrs['heads'])}"
     return _page(
-        f'<div>Probability of the next token, {place}. <span class="wb-note">{note}</span></div>'
+        f"<div>Probability of the next token, {place}; {said}. "
+        f'<span class="wb-note">{note}</span></div>'
         f"<table><thead><tr><th>token</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -185,19 +198,27 @@ _VIEWS = ("plain", "ablated", "steered")
 
 
 def _coloured(
-    texts: Sequence[str], values: Sequence[float], end: float, scale: Sequence[str], signed: bool
+    texts: Sequence[str],
+    values: Sequence[float],
+    end: float,
+    scale: Sequence[str],
+    signed: bool,
+    counted: Sequence[bool] | None = None,
 ) -> str:
-    """Tokens on the colours of their values, which run up to `end`."""
-    places = [value / end for value in values]
+    """Tokens on the colours of their values, which run up to `end`; paler where none counts."""
+    places = [min(max(value / end, -1.0), 1.0) for value in values]
     points = [(place + 1) / 2 for place in places] if signed else places
     colors = sample_colorscale(list(scale), [min(max(point, 0.0), 1.0) for point in points])
     spec = "+.2f" if signed else ".2f"
+    counts = counted or [True] * len(texts)
     spans = []
-    for text, value, place, color in zip(texts, values, places, colors, strict=True):
+    for text, value, place, color, is_in in zip(texts, values, places, colors, counts, strict=True):
         ink = PAPER if abs(place) > DARK else INK
+        number = f"{value:{spec}}" if math.isfinite(value) else "cut"
+        pale = "" if is_in else ' class="wb-out"'
         spans.append(
-            f'<span title="{value:+.4f} nats"><b style="background:{color};color:{ink}">'
-            f"{_token(text)}</b><small>{value:{spec}}</small></span>"
+            f'<span title="{value:+.4f} nats"{pale}><b style="background:{color};color:{ink}">'
+            f"{_token(text)}</b><small>{number}</small></span>"
         )
     return f'<div class="wb-tokens">{"".join(spans)}</div>'
 

@@ -25,6 +25,7 @@ from workbench.figures import text
 from workbench.figures.head_map import TRACES, chosen
 from workbench.figures.head_map import head_map as draw_map
 from workbench.heads import Head, HeadSet
+from workbench.lab.code import code, said
 from workbench.lab.controls import PRESETS, VIEWS, Controls
 from workbench.lab.jobs import CELLS
 from workbench.lab.long import LongWork, handles
@@ -113,7 +114,7 @@ class Explorer(widgets.VBox):
         on(see.heads, self._type_heads)
         on(see.k, self._change_k)
         settings = (see.contrast, see.gamma, see.strength, see.plausible, see.max_kl)
-        for widget in (*settings, see.attending):
+        for widget in (*settings, see.attending, see.tokens):
             on(widget, self._ask)
         for widget in (see.view, see.position):
             on(widget, self._show_reading)
@@ -173,13 +174,13 @@ class Explorer(widgets.VBox):
     @handles
     def _type_heads(self) -> None:
         typed = self.controls.heads.value
-        if typed == _said(self.heads):
+        if typed == said(self.heads):
             return
         try:
             heads = HeadSet.load(typed) if typed.endswith(".json") else HeadSet.parse(typed)
             heads.check(self.shape)
         except InputError:
-            self.controls.heads.value = _said(self.heads)
+            self.controls.heads.value = said(self.heads)
             raise
         self.preset = None
         self._set(heads)
@@ -207,6 +208,8 @@ class Explorer(widgets.VBox):
     @handles
     def _save(self) -> None:
         path = Path(self.controls.path.value.strip() or "heads.json")
+        if path.exists():
+            HeadSet.load(path)  # which refuses to be taken for one: nothing else is overwritten
         try:
             self.heads.save(path)
         except OSError as error:
@@ -258,7 +261,7 @@ class Explorer(widgets.VBox):
     def _set(self, heads: HeadSet, attending: Head | None = None) -> None:
         see = self.controls
         self.heads = heads
-        see.heads.value = _said(heads)
+        see.heads.value = said(heads)
         self._frame()
         names = [str(head) for head in heads]
         before = see.attending.value
@@ -282,24 +285,24 @@ class Explorer(widgets.VBox):
         """Draw the head map that is asked for."""
         see = self.controls
         self.table, note = self.maps.table(see.of.value, see.part.value, self.example.user)
-        if note:
-            self.say(note)
         new = draw_map(self.table, self.heads)
         see.title.value = text.title(new.layout.title.text, new.layout.title.subtitle.text)
         with see.map.batch_update():
             for old, trace in zip(see.map.data, new.data, strict=True):
                 old.update(trace.to_plotly_json())
             see.map.layout.coloraxis = new.layout.coloraxis
-        see.score.layout.display = "none" if self.scored.parts else ""
+        see.score.layout.display = "none" if self._all_scored() else ""
         if self.preset in ("top K", "random"):
             self._change_k()
+        if note:
+            self.say(note)
 
     def _ask(self) -> None:
         """Ask the model about the example as everything is set now."""
         see = self.controls
-        code = self.controls.chosen_contrast(self.heads)[1]
-        see.code.value = _code(self.example, self.heads, code)
-        example, heads, contrast = self.example, self.heads, self.contrast
+        contrast, written = see.chosen_contrast(self.heads)
+        see.code.value = code(self.example, self.heads, written, self.settings, see.tokens.value)
+        example, heads = self.example, self.heads
         looking = see.attending.value
         attending = HeadSet.parse(looking) if looking in map(str, heads) else None
 
@@ -332,9 +335,27 @@ class Explorer(widgets.VBox):
         see.next.value = text.next_tokens(reading.next_tokens(place, 8))
 
     def close(self) -> None:
-        """End its thread, and take it off the page."""
+        """End its thread, take it off the page, and let go of the model."""
         self.work.worker.close()
+        see = vars(self).get("controls")
+        for one in [] if see is None else [*vars(see).values(), *see.presets.values()]:
+            if isinstance(one, widgets.Widget):
+                one.unobserve_all()
+                one.close()
         super().close()
+        self.__dict__.pop("model", None)
+
+    def __repr__(self) -> str:
+        """What is shown where widgets aren't."""
+        examples = sum(map(len, self.users.values()))
+        return f"Explorer({len(self.users)} users, {examples} examples, {sum(self.shape)} heads)"
+
+    def _all_scored(self) -> bool:
+        own = self.scored.parts.get(PCS)
+        done = set() if own is None else set(own.data["example"].values.tolist())
+        # A map of other users' scores is as it was asked for.
+        mine = {one.name for theirs in self.users.values() for one in theirs}
+        return bool(done) and not (done & mine and mine - done)
 
 
 def explore(
@@ -390,18 +411,3 @@ def _map_widget(table: xr.Dataset) -> go.FigureWidget:
     height = figure.layout.height - above
     margin = {**figure.layout.margin.to_plotly_json(), "t": 12}
     return go.FigureWidget(figure.update_layout(title=None, height=height, margin=margin))
-
-
-def _said(heads: HeadSet) -> str:
-    return ", ".join(map(str, heads))
-
-
-def _code(example: Example, heads: HeadSet, contrast: str) -> str:
-    """The set and what was made of it, as lines for a cell."""
-    lines = (
-        f'heads = wb.HeadSet.parse("{_said(heads)}")',
-        f"example = next(e for e in examples if e.name == {example.name!r})",
-        "wb.token_change(model, example, heads)",
-        f"wb.write(model, example, {contrast})",
-    )
-    return f"<pre style='white-space:pre-wrap'>{html.escape(chr(10).join(lines))}</pre>"

@@ -11,6 +11,7 @@ of the notebook runs, the cell holds it.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,8 +46,19 @@ class Cells:
             self.begin()
 
     def begin(self, _info: object = None) -> None:
-        """A cell begins."""
-        MODEL.acquire()
+        """A cell begins: it waits for the step that a worker is at.
+
+        IPython runs the cell whatever comes of this, so that an interrupt must not leave it
+        without the model: it ends the workers' long work, and the cell has what it waited for.
+        """
+        while True:
+            try:
+                MODEL.acquire()
+                break
+            except KeyboardInterrupt:
+                for worker in list(WORKERS):
+                    worker.cancel()
+                print("the explorer's work was stopped; this cell goes on. Stop again to end it")
         self.held += 1
 
     def end(self, _result: object = None) -> None:
@@ -69,6 +81,8 @@ class Cells:
 
 
 CELLS = Cells()
+WORKERS: weakref.WeakSet[Worker] = weakref.WeakSet()
+"""All workers of this process."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +118,13 @@ class Worker:
         self.cancelled = False
         self.closed = False
         self.thread: threading.Thread | None = None
+        WORKERS.add(self)
 
     def ask(self, question: Callable[[], None]) -> None:
         """Answer a question as soon as may be; one that still waits is forgotten."""
         with self.state:
+            if self.closed:
+                return
             self.question = question
             self._wake()
 

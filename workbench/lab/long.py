@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from workbench.data.neutral import BUILTIN, NOBODY, neutral_examples
 from workbench.data.testbed import TASKS
-from workbench.discovery.parts import score_in_parts
+from workbench.discovery.parts import joined, score_in_parts
 from workbench.errors import InputError
 from workbench.figures import text
 from workbench.lab.jobs import Task, Worker
@@ -83,18 +84,25 @@ class LongWork:
         one = self.explorer
         every = [example for theirs in one.users.values() for example in theirs]
 
+        # What was scored before a cancelled run was cancelled is gone on with.
+        before = one.scored.parts.get(PCS)
+        done = set() if before is None else set(before.data["example"].values.tolist())
+        left = [example for example in every if example.name not in done]
+
         def show(scores: HeadScores) -> None:
-            one.maps = Maps(one.scored.with_own(scores), one.shape)
+            whole = scores if before is None else joined(before, scores)
+            one.maps = Maps(one.scored.with_own(whole), one.shape)
             one.show_map()
-            self._progress(scores.data.sizes["example"] / len(every))
+            self._progress((len(done) + scores.data.sizes["example"]) / len(every))
+            if one.scored.folder is not None:
+                whole.save(one.scored.folder)
 
         def end() -> None:
             if one.scored.folder is not None:
-                one.scored.parts[PCS].save(one.scored.folder)
                 one.say(f"scoring: done, kept in {one.scored.folder}")
 
-        steps = score_in_parts(one.model, every, prompt=one.settings)
-        self._start("scoring", steps, show, end)
+        steps = score_in_parts(one.model, left, prompt=one.settings)
+        self._start(f"scoring {len(left)} examples on {sum(one.shape)} heads", steps, show, end)
 
     def score_neutral(self, then: Callable[[], None]) -> None:
         """Score all heads on text that has no user.
@@ -108,12 +116,22 @@ class LongWork:
         one = self.explorer
         every = neutral_examples(NOBODY if one.example.task in TASKS else BUILTIN)
 
+        found: list[HeadScores] = []
+
         def show(scores: HeadScores) -> None:
-            one.maps.scored = one.scored.with_neutral(scores)
+            found[:] = [scores]
             self._progress(scores.data.sizes["example"] / len(every))
 
-        steps = score_in_parts(one.model, every, prompt=one.settings)
-        self._start("scoring text that has no user", steps, show, then)
+        def end() -> None:
+            # Of a part of the text other heads would be the highest.
+            one.maps.scored = one.scored.with_neutral(found[0])
+            then()
+
+        # An aspect of users' answers is none of this text.
+        prompt = None if one.settings is None else replace(one.settings, aspect=None)
+        steps = score_in_parts(one.model, every, prompt=prompt)
+        name = f"scoring {len(every)} texts without a user on {sum(one.shape)} heads"
+        self._start(name, steps, show, end)
 
     def failed(self, error: Exception, name: str = "the model's answer") -> None:
         """Say what went wrong; nothing that is shown is lost."""
@@ -126,8 +144,9 @@ class LongWork:
         pair = self.explorer.pair
         if pair is None:
             return
-        sets = ", ".join(map(str, pair.contrast.head_sets))
-        name = f"{contrast_name(pair.contrast)} {sets}, {pair.steered.example.name}"
+        sets = "; ".join(map(str, pair.contrast.head_sets))
+        name = f"{contrast_name(pair.contrast)}{f', heads {sets}' if sets else ''}"
+        name += f", on {pair.steered.example.name}"
         self.explorer.controls.written.value = text.side_by_side(
             pair.words, pair.pieces, pair.steered.kl, name
         )

@@ -74,5 +74,5 @@ def unscored(shape: Sequence[int]) -> xr.Dataset:
             "users": 0,
         },
         coords={"layer": np.arange(layers), "head": np.arange(heads), "examples": 0},
-        attrs={"group": "nobody", "part": PCS},
+        attrs={"group": "nobody", "part": PCS, "note": ""},
     )

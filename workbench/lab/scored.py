@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import runs
+from workbench.analysis.alignment import check_model
 from workbench.analysis.head_map import specific_scores
 from workbench.data.examples import COUNTERFACTUALS
 from workbench.data.prompts import PromptSettings
@@ -68,6 +69,8 @@ class Scored:
         tensors = tensors_id(model)
         for name, scores in named.items():
             _check(scores, name, model, tensors)
+        if NEUTRAL in named:
+            check_model(named[OWN], named[NEUTRAL], NEUTRAL)
         parts = {PCS: named[OWN]}
         for kind in COUNTERFACTUALS:
             if kind in named:
@@ -86,10 +89,14 @@ class Scored:
             run, kind = path.parent, path.parent.name
             try:
                 if kind in COUNTERFACTUALS:
-                    parts |= _specific(own, HeadScores.load(run), kind)
+                    more = _specific(own, HeadScores.load(run), kind)
+                    if set(more) & set(parts):
+                        raise InputError(f"there is another run behind the profile {kind}")
+                    parts |= more
                 elif kind.startswith(f"{NEUTRAL}-"):
-                    neutral = HeadScores.load(run)
-                    _check(neutral, kind, model, tensors)
+                    found = HeadScores.load(run)
+                    check_model(own, found, kind)
+                    neutral = found
             except InputError as error:
                 notes.append(f"{run.relative_to(folder)} is left out: {error}")
         return cls(parts, neutral, folder, tuple(notes))

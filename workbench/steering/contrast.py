@@ -342,8 +342,17 @@ def _parts(contrast: Contrast) -> tuple[Contrast, ...]:
 
 
 def contrast_name(contrast: Contrast) -> str:
-    """What a contrast is called, without its heads and numbers: `DPS + CAD`."""
-    return " + ".join(type(part).__name__ for part in _parts(contrast))
+    """What a contrast is called, without its heads: `DPS γ=0.5 + CAD γ=0.3, plausible 0.1`."""
+    names = []
+    for part in _parts(contrast):
+        gamma = getattr(part, "gamma", None)
+        strength = (
+            str(gamma) if isinstance(gamma, Entropy) else f"{gamma:g}" if gamma is not None else ""
+        )
+        names.append(f"{type(part).__name__} γ={strength}" if strength else type(part).__name__)
+    name = " + ".join(names)
+    name += f", plausible {contrast.plausible:g}" if contrast.plausible else ""
+    return name if contrast.max_kl is None else f"{name}, at most {contrast.max_kl:g} nats a step"
 
 
 def _is_zero(strength: Strength) -> bool:
