@@ -64,12 +64,11 @@ notebooks: install ## the notebooks' outputs, each from a fresh kernel in a fold
 	rm -rf build/notebooks && mkdir -p build/notebooks && cp notebooks/*.ipynb build/notebooks
 	WORKBENCH_SHARED=$${WORKBENCH_SHARED:-$(CURDIR)/../shared} \
 	  $(NBCONVERT) build/notebooks/*.ipynb --execute --ExecutePreprocessor.timeout=600 \
-	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
+	  --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False \
+	  --ExecutePreprocessor.store_widget_state=False
 	$(NBCONVERT) build/notebooks/*.ipynb --CoalesceStreamsPreprocessor.enabled=True \
-	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=live \
-	  --ClearMetadataPreprocessor.enabled=True \
-	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec \
-	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=live
+	$(BIN)/python docs/tidy_notebooks.py build/notebooks/*.ipynb
 	cp build/notebooks/*.ipynb notebooks
 
 readme: install ## the README's tables and findings, from data/testbed/results and data/bench

@@ -18,8 +18,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from operator import attrgetter
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 from conftest import ROOT
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -297,6 +299,40 @@ def all_files(folder):
 
 def roots():
     return {path.name for path in ROOT.iterdir()}
+
+
+# What `make notebooks` ends with
+
+
+def test_a_new_notebook_is_tidy_after_it_and_keeps_what_it_says(tmp_path, monkeypatch):
+    wild = new_notebook(
+        cells=[new_markdown_cell("# What?"), new_code_cell("1"), new_code_cell("2")],
+        metadata={
+            "language_info": {"name": "python", "version": "3.12"},
+            "kernelspec": {"name": "env", "display_name": "Mine"},
+        },
+    )
+    wild.cells[1].update(outputs=[new_output("stream", text="1")], execution_count=1)
+    wild.cells[1].metadata = {"scrolled": True, "tags": []}
+    wild.cells[2].metadata = {"tags": ["live"], "trusted": True}
+    nbformat.write(wild, tmp_path / "a.ipynb")
+    tidy = script("tidy_notebooks")
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "a.ipynb")])
+    tidy.main()
+    after = nbformat.read(tmp_path / "a.ipynb", as_version=4)
+    committed = nbformat.read(ROOT / "notebooks/01_quickstart.ipynb", as_version=4)
+    assert after.metadata == committed.metadata
+    assert [cell.id for cell in after.cells] == ["cell-00", "cell-01", "cell-02"]
+    assert [cell.metadata for cell in after.cells] == [{}, {}, {"tags": ["live"]}]
+    assert [cell.source for cell in after.cells] == ["# What?", "1", "2"]
+    assert (after.cells[1].outputs, after.cells[1].execution_count) == (wild.cells[1].outputs, 1)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=page_id)
+def test_committed_notebooks_are_as_they_are_left(path):
+    notebook = nbformat.read(path, as_version=4)
+    script("tidy_notebooks").tidy(notebook)
+    assert nbformat.writes(notebook) + "\n" == path.read_text(encoding="utf-8")
 
 
 # The how-to's hours
