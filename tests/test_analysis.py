@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +76,9 @@ def test_a_users_own_heads_show_in_split_halves_and_not_between_users():
     table = user_overlap(scores_of(pcs, users), k=3)
     assert (table.attrs["same"], table.attrs["others"], table.attrs["gap_low"]) == (1, 0, 1)
     assert table.attrs["mean"] == 0.0
-    assert "differ beyond noise" in verdict.overlap_line(table.attrs)
+    line = verdict.overlap_line(table.attrs)
+    assert "differ beyond the noise of examples (+1.000" in line
+    assert "Both halves of a user stand behind the same profile" in line
     assert np.array_equal(table.values, np.eye(10))
 
 
@@ -148,6 +151,24 @@ def test_sparsity_counts_on_scores_worked_by_hand():
     assert (float(row["top"]), row["top_head"].item()) == (3.0, "L0H0")
     assert int(row["half"]) == 1  # 3 of 6
     assert (int(row["positive"]), int(row["negative"]), int(row["heads"])) == (3, 1, 4)
+    assert int(row["units"]) == 6
+    of_one = scores_of(pcs, ["a", "a", "a", "a", "b", "b"])
+    assert sparsity(of_one)["units"].values.tolist() == [2]
+    assert sparsity(of_one, by="user")["units"].values.tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("users", [6, 8, 12, 20, 48])
+def test_as_many_intervals_of_inert_heads_lie_above_0_as_the_line_expects(users):
+    # 40 models of 32 inert heads, each head by itself; a user has one example.
+    pcs = np.random.default_rng(users).normal(size=(users, 40, 32))
+    (said,) = verdict.sparsity_lines(sparsity(scores_of(pcs, [f"u{i}" for i in range(users)])))
+    above, below, expected = (
+        float(re.search(pattern, said)[1])
+        for pattern in (r"(\d+) intervals lie above", r"and (\d+) below", r"about ([\d.]+) each")
+    )
+    # Of 2560 ends each outside with p of .03 to .06: a standard deviation of 9 to 13 in all.
+    assert (above + below) / 2 == pytest.approx(expected, abs=17)
+    assert expected > 1280 * 0.025
 
 
 @pytest.fixture(scope="module")

@@ -119,13 +119,14 @@ def test_effects_are_those_of_plain_loops(testbed_model, examples, neutral, tabl
         answers = wb.generate(testbed_model, examples, contrast, max_new_tokens=3)
         return np.array([metric.score(e, a.text) for e, a in zip(examples, answers, strict=True)])
 
-    plain, p = score(None), {}
+    plain, p, costs = score(None), {}, {}
     for cls, sets in SETS[TAG].items():
         row = table.sel(task=TAG, cls=cls)
         for name, rows in (("user_loss", examples), ("neutral_loss", neutral)):
             change = np.mean([nll(rows, h) - nll(rows, HeadSet(())) for h in sets], axis=0)
             assert float(row[name]) == pytest.approx(change.mean(), abs=1e-5)
             p[cls, name] = stats.sign_flip_p(change, [e.user for e in rows])
+            costs[cls, name] = change
         assert float(row["plain"]) == pytest.approx(plain.mean(), abs=1e-12)
         for name, contrast in (("ablated", wb.Ablated), ("dps", lambda h: wb.DPS(h, 1.0))):
             scored = np.mean([score(contrast(heads)) for heads in sets], axis=0)
@@ -138,6 +139,17 @@ def test_effects_are_those_of_plain_loops(testbed_model, examples, neutral, tabl
     for (cls, name), value in zip(p, stats.holm(list(p.values())), strict=True):
         assert float(table[f"{name}_p"].sel(task=TAG, cls=cls)) == pytest.approx(value, abs=1e-12)
     assert len(p) == table.attrs["tests"] == 8 and min(p.values()) < 0.06
+    beyond = []
+    for name, rows in (("user_loss", examples), ("neutral_loss", neutral)):
+        less, users = costs["preference", name] - costs["random", name], [e.user for e in rows]
+        found = table.sel(task=TAG, cls="preference")
+        ends = [float(found[f"{name}_less_random{end}"]) for end in ("", "_low", "_high")]
+        expected = stats.estimate(less, users)
+        assert ends == pytest.approx([expected.mean, expected.low, expected.high], abs=1e-5)
+        beyond.append(stats.sign_flip_p(less, users))
+    p_less = [found[f"{name}_less_random_p"].item() for name in ("user_loss", "neutral_loss")]
+    assert p_less == pytest.approx(stats.holm(beyond), abs=1e-12)
+    assert table["user_loss_less_random"].sel(cls="random").isnull().all()
     random = [score(wb.DPS(heads, 1.0)).mean() for heads in SETS[TAG]["random"]]
     best = score(wb.DPS(SETS[TAG]["preference"][0], 1.0)).mean()
     assert int(table["beaten"].sel(cls="preference")[0]) == sum(best > one for one in random)
@@ -227,6 +239,7 @@ def by_hand(table, p):
 def test_lines_name_an_effect_only_where_its_interval_leaves_zero_out(table):
     row = by_hand(table, p=0.04)
     said, named = module.lines(row)
+    assert ", most specific heads: " in module.lines(row.assign_coords(cls=["specific"]))[0]
     assert said == (
         "testbed-tag, preference heads: removed, the loss on the users' text is higher: +0.300 "
         "nats per token (95 % interval +0.100 to +0.500) and on neutral text not shown to change: "
@@ -244,7 +257,10 @@ def test_lines_name_an_effect_only_where_its_interval_leaves_zero_out(table):
 def test_an_effect_that_is_one_of_many_tests_is_not_named(table):
     said = module.lines(by_hand(table, p=0.06))[0]
     assert "users' text is not shown to change: +0.300" in said
-    assert "accuracy is not shown to change: -0.200" in said
+    assert "nats per token (95 % interval +0.100 to +0.500) (adjusted p = 0.06) and" in said
+    # On neutral text the interval holds 0, and that is why.
+    assert "(95 % interval -0.100 to +0.500); steered" in said
+    assert "is not shown to change: -0.200 (95 % interval -0.300 to -0.100) (adjusted" in said
     assert {f"{name}_p" for name in TESTED} <= set(table)
 
 

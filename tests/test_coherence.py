@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from workbench import stats, tables
 from workbench.analysis import coherence as module
-from workbench.analysis.coherence import Losses, adjusted, coherence, steered_losses
+from workbench.analysis.coherence import Losses, coherence, steered_losses
+from workbench.analysis.tested import adjusted
 from workbench.batches import losses
 from workbench.data.neutral import neutral_examples
 from workbench.data.prompts import build_prompts
@@ -210,6 +211,9 @@ def test_holm_goes_over_all_columns_of_a_table():
     np.testing.assert_allclose(found["a_p"], [0.03, 0.06], rtol=1e-12)
     np.testing.assert_allclose(found["b_p"], [[0.06, 0.02]], rtol=1e-12)
     assert found.attrs == {"tests": 4}
+    found = adjusted(table.assign(a_p=("x", [0.01, np.nan])), ("a", "b"))
+    np.testing.assert_allclose(found["a_p"], [0.02, np.nan], rtol=1e-12)
+    assert found.attrs == {"tests": 3}
 
 
 def test_strengths_are_sorted_and_one_word_answers_have_no_pairs_of_words(table):
@@ -264,7 +268,13 @@ def test_an_effect_that_is_one_of_many_tests_is_not_named():
     one_of_many, down = (0.2, 0.1, 0.3, 0.06), (-0.2, -0.3, -0.1, 0.01)
     said, _ = module.lines(by_hand([one_of_many, down], [one_of_many, one_of_many]))
     assert "accuracy: worse at gamma = 1, by -0.200 at 1 (95" in said
-    assert "loss on neutral text: no change shown at any gamma" in said
+    assert "loss on neutral text: no change shown at any gamma (adjusted p = 0.06 or more)" in said
+
+
+def test_the_most_specific_heads_are_called_so():
+    nothing = (0.1, -0.1, 0.2, 0.001)
+    row = by_hand([nothing] * 2, [nothing] * 2).assign_coords(cls=["specific"])
+    assert module.lines(row)[0].startswith("tag, steered with most specific heads: accuracy: no e")
 
 
 def test_bad_input_is_refused_before_any_pass(testbed_model, examples):

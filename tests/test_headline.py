@@ -9,6 +9,7 @@ import xarray as xr
 from workbench.analysis.headline import headline
 
 NAN = float("nan")
+NONE = (NAN, NAN)
 
 
 def specificity(specific, firm, fraction=(0.5, 0.3, 0.7), kinds=("stranger",)):
@@ -35,18 +36,21 @@ def recurrence(firm):
     return xr.Dataset({"firm": ("group", [firm])}, coords={"group": ["t"]})
 
 
-def classes(user, nobody, p=0.01):
-    row = {}
-    for name, ends in (("user_loss", user), ("neutral_loss", nobody)):
-        row |= {
-            name: sum(ends) / 2,
-            f"{name}_low": ends[0],
-            f"{name}_high": ends[1],
-            f"{name}_p": p,
-        }
+def classes(user, nobody, p=0.01, random=None, less=None, less_p=0.01):
+    """Preference heads' costs; `random`, those of random heads; `less`, the paired difference."""
+    columns = {"user_loss": [user, random], "neutral_loss": [nobody, random]}
+    if less:
+        columns |= {f"{name}_less_random": [less, NONE] for name in list(columns)}
+    number = 2 if random else 1
+    data = {}
+    for name, pairs in columns.items():
+        data[name] = [sum(ends) / 2 for ends in pairs[:number]]
+        data[f"{name}_low"] = [ends[0] for ends in pairs[:number]]
+        data[f"{name}_high"] = [ends[1] for ends in pairs[:number]]
+        data[f"{name}_p"] = [less_p if "less" in name else p] * number
     return xr.Dataset(
-        {name: (("task", "cls"), [[value]]) for name, value in row.items()},
-        coords={"task": ["t"], "cls": ["preference"]},
+        {name: (("task", "cls"), [values]) for name, values in data.items()},
+        coords={"task": ["t"], "cls": ["preference", "random"][:number]},
     )
 
 
@@ -114,9 +118,13 @@ UP, DOWN, BOTH = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3)
 @pytest.mark.parametrize(
     ("user", "nobody", "told"),
     [
-        (UP, DOWN, "text rises (+0.200 nats per token, +0.100 to +0.300), on text of nobody falls"),
+        (
+            UP,
+            DOWN,
+            "rises (+0.200 nats per token, +0.100 to +0.300). On text of nobody it falls",
+        ),
         (BOTH, UP, "text is not shown to change (+0.100"),
-        (UP, BOTH, "on text of nobody is not shown to change"),
+        (UP, BOTH, "On text of nobody it is not shown to change"),
     ],
 )
 def test_what_text_loses_is_named_by_its_interval(user, nobody, told):
@@ -126,7 +134,47 @@ def test_what_text_loses_is_named_by_its_interval(user, nobody, told):
 
 def test_what_an_adjusted_p_does_not_carry_is_not_named():
     tables = {"specificity": specificity([1], [True]), "classes": classes(UP, UP, p=0.06)}
-    assert headline(tables, 8)[1].count("is not shown to change") == 2
+    line = headline(tables, 8)[1]
+    assert line.count("is not shown to change (+0.200 nats per token, +0.100 to +0.300, ") == 2
+    assert line.count("to +0.300, adjusted p = 0.06)") == 2
+
+
+MORE, LESS, SAME = (0.05, 0.15), (-0.15, -0.05), (-0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("less", "p", "told"),
+    [
+        (MORE, 0.01, "the top heads cost more (difference +0.100, +0.050 to +0.150)"),
+        (LESS, 0.01, "the top heads cost less (difference -0.100, -0.150 to -0.050)"),
+        (SAME, 0.01, "are not shown to cost more or less (difference +0.000, -0.100 to +0.100)"),
+        (
+            MORE,
+            0.06,
+            "not shown to cost more or less (difference +0.100, +0.050 to +0.150, adj",
+        ),
+    ],
+)
+def test_the_top_heads_are_judged_by_their_paired_difference_to_random_heads(less, p, told):
+    # Side by side both rise, whatever the difference says.
+    found = classes(UP, UP, random=(0.2, 0.6), less=less, less_p=p)
+    line = headline({"specificity": specificity([1], [True]), "classes": found}, 8)[1]
+    assert line.count("same layers by +0.400 (+0.200 to +0.600): ") == line.count(told) == 2
+    assert line.endswith("Whether the two texts lose unlike amounts is not tested.")
+
+
+def test_without_a_test_or_without_random_heads_that_is_said():
+    for found, told in (
+        (
+            classes(UP, BOTH, random=UP),
+            "layers by +0.200 (+0.100 to +0.300), the difference not",
+        ),
+        (classes(UP, BOTH, random=UP, less=NONE), ", the difference not tested"),
+        (classes(UP, BOTH), "Random heads were not removed: the same may be true of any heads."),
+    ):
+        line = headline({"specificity": specificity([1], [True]), "classes": found}, 8)[1]
+        assert told in line
+        assert "cost more" not in line and "cost less" not in line
 
 
 @pytest.mark.parametrize(

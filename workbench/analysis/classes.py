@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 
 from workbench import stats
 from workbench.analysis.answers import Answers
-from workbench.analysis.coherence import Losses, adjusted, check_sets, shown, tested_line
+from workbench.analysis.coherence import Losses, check_sets
 from workbench.analysis.controls import RANDOM, Classes, check_model, need_scores, within
 from workbench.analysis.sweep import beaten_draws
+from workbench.analysis.tested import adjusted, called, shown, tested_line, unnamed
 from workbench.data.examples import Example
 from workbench.data.prompts import PromptSettings
 from workbench.errors import InputError
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 STRANGER = "stranger"
 TESTED = ("user_loss", "neutral_loss", "change_ablated", "change_dps")
 """The changes that are tested, all of a table as one family."""
+LOSSES = ("user_loss", "neutral_loss")
+LESS_RANDOM = tuple(f"{name}_less_random" for name in LOSSES)
+"""What removing a class costs beyond random heads, paired; a family of tests of their own."""
 
 
 def halved(neutral: Sequence[Example], seed: int = 0) -> tuple[list[Example], list[Example]]:
@@ -190,8 +194,10 @@ def class_effects(
         `_low` and `_high`, 95 % intervals from resampled users, paired for changes. Of random
         heads it is the mean over draws. `beaten`: of how many random sets DPS with the class is
         better. Of the changes also `_p`, the sign-flip p, adjusted after Holm for all of them in
-        the table. For each task `plain`, `plain_user_nll` and `plain_neutral_nll`, the plain
-        model's.
+        the table. `user_loss_less_random` and `neutral_loss_less_random`, with ends and `_p`: the
+        change less that of random heads, paired, the drawn sets as they are; their p are adjusted
+        as a family of their own, and NaN stands where no random set is. For each task `plain`,
+        `plain_user_nll` and `plain_neutral_nll`, the plain model's.
 
     Raises:
         InputError: Capability heads were chosen on a passage of `neutral`, or what
@@ -222,7 +228,7 @@ def class_effects(
     draws = len(classes[tasks[0]].get(RANDOM, ()))
     table.attrs.update(units="nats/token", level=0.95, gamma=gamma, draws=draws, seed=seed)
     table.attrs["apart"] = chosen_on is not None
-    return adjusted(table, TESTED)
+    return adjusted(adjusted(table, LESS_RANDOM), TESTED)
 
 
 @dataclass(frozen=True)
@@ -262,12 +268,14 @@ def _task(
     plain = bench.scored(DPS(none))
     columns: dict[str, list[float]] = {}
     means: dict[str, NDArray[np.float64]] = {}
+    costs: dict[str, list[NDArray[np.float64]]] = {}
     for cls, members in classes.items():
         each = []
         for heads in members:
             each.append(bench.measure(heads, gamma, plain))
             bar.update()
         means[cls] = np.array([numbers["metric_dps"].mean() for numbers in each])
+        costs[cls] = [np.mean([numbers[name] for numbers in each], axis=0) for name in LOSSES]
         for name in each[0]:
             values = np.mean([numbers[name] for numbers in each], axis=0)
             users = (bench.general if name == "neutral_loss" else bench.own).users
@@ -277,6 +285,7 @@ def _task(
             if name in TESTED:
                 p = stats.sign_flip_p(values, users, seed)
                 columns.setdefault(f"{name}_p", []).append(p)
+    columns |= _less_random(costs, (bench.own.users, bench.general.users), seed)
     random, better = means.get(RANDOM, np.array([])), bench.metric.better
     base = stats.estimate(plain, bench.own.users, seed=seed)
     return xr.Dataset(
@@ -299,6 +308,24 @@ def _task(
     )
 
 
+def _less_random(
+    costs: Mapping[str, Sequence[NDArray[np.float64]]], users: Sequence[Sequence[str]], seed: int
+) -> dict[str, list[float]]:
+    """The columns of `LESS_RANDOM`, a number a class."""
+    columns: dict[str, list[float]] = {}
+    for cls, values in costs.items():
+        for i, name in enumerate(LESS_RANDOM):
+            numbers = [np.nan] * 4
+            if cls != RANDOM and RANDOM in costs:
+                less = values[i] - costs[RANDOM][i]
+                found = stats.estimate(less, users[i], seed=seed)
+                p = stats.sign_flip_p(less, users[i], seed)
+                numbers = [found.mean, found.low, found.high, p]
+            for end, value in zip(("", "_low", "_high", "_p"), numbers, strict=True):
+                columns.setdefault(name + end, []).append(value)
+    return columns
+
+
 # In words
 
 
@@ -315,12 +342,12 @@ def lines(table: xr.Dataset) -> list[str]:
             draws = int(table.attrs["draws"])
             words = ("better", "worse")[:: 1 if row["better"].item() == "higher" else -1]
             text = (
-                f"{task}, {cls} heads: removed, the loss on the users' text is "
+                f"{task}, {called(cls)} heads: removed, the loss on the users' text is "
                 f"{_nats(row, 'user_loss', alpha)} and on neutral text "
                 f"{_nats(row, 'neutral_loss', alpha)}; steered with (gamma = "
                 f"{table.attrs['gamma']:g}), {row['metric'].item()} is "
                 f"{_word(row, 'change_dps', alpha, words)}: "
-                f"{_span(row, 'change_dps')}"
+                f"{_span(row, 'change_dps', alpha)}"
             )
             if cls != RANDOM and draws:
                 text += f", ahead of {int(row['beaten'])} of {draws} random sets"
@@ -347,11 +374,12 @@ def _word(row: xr.Dataset, name: str, alpha: float, words: Sequence[str]) -> str
     return words[0] if above else words[1] if below else "not shown to change"
 
 
-def _span(row: xr.Dataset, name: str, unit: str = "") -> str:
+def _span(row: xr.Dataset, name: str, alpha: float, unit: str = "") -> str:
     value, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
-    return f"{value:+.3f}{unit} {within(low, high)}"
+    p = unnamed(row, name, alpha)
+    return f"{value:+.3f}{unit} {within(low, high)}" + f" ({p})" * bool(p)
 
 
 def _nats(row: xr.Dataset, name: str, alpha: float) -> str:
     word = _word(row, name, alpha, ("higher", "lower"))
-    return f"{word}: {_span(row, name, ' nats per token')}"
+    return f"{word}: {_span(row, name, alpha, ' nats per token')}"

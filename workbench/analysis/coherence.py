@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from workbench import stats
 from workbench.analysis.answers import Answers, kept
 from workbench.analysis.controls import Classes, within
+from workbench.analysis.tested import adjusted, called, shown, tested_line, unnamed
 from workbench.batches import by_length, last_logits, losses, target_nll
 from workbench.data.examples import Example
 from workbench.data.prompts import Prompt, PromptSettings, build_prompts
@@ -245,41 +246,6 @@ def coherence(
     return adjusted(table, TESTED)
 
 
-def adjusted(table: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
-    """The table with the p of some columns adjusted after Holm, all their cells one family.
-
-    Args:
-        table: With a column `{name}_p` of plain p for each name.
-        names: The tested changes.
-
-    Returns:
-        The same table; `tests` among its attributes is the number of tests.
-    """
-    columns = [table[f"{name}_p"] for name in names]
-    p = stats.holm(np.concatenate([column.values.ravel() for column in columns]))
-    parts = np.split(p, np.cumsum([column.size for column in columns])[:-1])
-    found = {
-        f"{name}_p": (column.dims, part.reshape(column.shape))
-        for name, column, part in zip(names, columns, parts, strict=True)
-    }
-    return table.assign(found).assign_attrs(tests=len(p))
-
-
-def shown(row: xr.Dataset, name: str, alpha: float) -> tuple[NDArray, NDArray]:
-    """Where a change is shown to be above 0, and where below: by its interval and adjusted p."""
-    likely = row[f"{name}_p"].values <= alpha
-    return likely & (row[f"{name}_low"].values > 0), likely & (row[f"{name}_high"].values < 0)
-
-
-def tested_line(table: xr.Dataset) -> str:
-    """By what an effect of the table is named."""
-    level = table.attrs["level"]
-    return (
-        f"An effect is named where its {level:.0%} interval leaves 0 out and its p, adjusted for "
-        f"the {int(table.attrs['tests'])} tests of this table (Holm), is at most {1 - level:.2g}."
-    )
-
-
 def _task(
     answers: Answers,
     own: Losses,
@@ -384,15 +350,21 @@ def lines(table: xr.Dataset) -> list[str]:
             better = (
                 ("better", "worse") if row["better"].item() == "higher" else ("worse", "better")
             )
-            gain = _shown(row, "gain", alpha, better) or "no effect shown at any gamma"
-            cost = _shown(row, "neutral_nll", alpha, ("higher", "lower"))
+            gain = _shown(row, "gain", alpha, better) or _none(row, "gain", alpha, "effect")
+            cost = _shown(row, "neutral_nll", alpha, ("higher", "lower")) or _none(
+                row, "neutral_nll", alpha, "change"
+            )
             said.append(
-                f"{task}, steered with {cls} heads: {row['metric_name'].item()}: {gain}; loss on "
-                f"neutral text: {cost or 'no change shown at any gamma'}; at gamma = "
-                f"{row['gamma'].values[-1]:g}, {float(row['agreement'][-1]):.0%} of the answers "
-                "are the plain model's."
+                f"{task}, steered with {called(cls)} heads: {row['metric_name'].item()}: {gain}; "
+                f"loss on neutral text: {cost}; at gamma = {row['gamma'].values[-1]:g}, "
+                f"{float(row['agreement'][-1]):.0%} of the answers are the plain model's."
             )
     return [*said, tested_line(table)]
+
+
+def _none(row: xr.Dataset, name: str, alpha: float, what: str) -> str:
+    p = unnamed(row, name, alpha)
+    return f"no {what} shown at any gamma" + f" ({p} or more)" * bool(p)
 
 
 def _shown(row: xr.Dataset, name: str, alpha: float, words: tuple[str, str]) -> str:

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
+from workbench.analysis.controls import RANDOM
+from workbench.analysis.tested import shown, unnamed
+
 STRANGER = "stranger"
 LEVEL = 0.95
 # A head that is about the user matters more behind the own profile than behind both.
@@ -101,25 +104,53 @@ def _sure(row: xr.Dataset, k: int) -> str:
     return f"{int(row['firm'])} of the top {k} are in 95 % of resamples of the users."
 
 
-def _elsewhere(row: xr.Dataset) -> str:
-    row = row.sel(cls="preference")
+def _elsewhere(found: xr.Dataset) -> str:
+    """What removing the top heads costs, beside random heads; the two texts are not compared."""
+    row = found.sel(cls="preference")
     users, nobody = (_loss(row, name) for name in ("user_loss", "neutral_loss"))
     if not users or not nobody:
         return ""
+    if RANDOM in found["cls"].values:
+        random = found.sel(cls=RANDOM)
+        users += _beside_random(row, random, "user_loss")
+        nobody += _beside_random(row, random, "neutral_loss")
+        end = "Whether the two texts lose unlike amounts is not tested."
+    else:
+        end = "Random heads were not removed: the same may be true of any heads."
     return (
-        f"Without the top heads the loss on other users' text {users}, on text of nobody {nobody}."
+        f"Without the top heads the loss on other users' text {users}. On text of nobody it "
+        f"{nobody}. {end}"
     )
 
 
 def _loss(row: xr.Dataset, name: str) -> str:
-    mean, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
-    if math.isnan(low):
+    if math.isnan(float(row[f"{name}_low"])):
         return ""
-    shown = float(row[f"{name}_p"]) <= 1 - LEVEL  # adjusted for all that the table holds
-    effect = "rises" if low > 0 else "falls"
-    if not shown or low <= 0 <= high:
-        effect = "is not shown to change"
-    return f"{effect} ({mean:+.3f} nats per token, {low:+.3f} to {high:+.3f})"
+    rises, falls = shown(row, name, 1 - LEVEL)
+    effect = "rises" if rises else "falls" if falls else "is not shown to change"
+    return f"{effect} ({_ends(row, name, ' nats per token')})"
+
+
+def _beside_random(row: xr.Dataset, random: xr.Dataset, name: str) -> str:
+    """The same of random heads, and whether the top heads do more: by the paired difference."""
+    text = f"; without random heads in the same layers by {_value(random, name)}"
+    less = f"{name}_less_random"
+    if less not in row or math.isnan(float(row[f"{less}_low"])):
+        return f"{text}, the difference not tested"
+    more, fewer = shown(row, less, 1 - LEVEL)
+    effect = "cost more" if more else "cost less" if fewer else "are not shown to cost more or less"
+    return f"{text}: the top heads {effect} (difference {_ends(row, less)})"
+
+
+def _value(row: xr.Dataset, name: str) -> str:
+    mean, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _ends(row: xr.Dataset, name: str, unit: str = "") -> str:
+    mean, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    p = unnamed(row, name, 1 - LEVEL)
+    return f"{mean:+.3f}{unit}, {low:+.3f} to {high:+.3f}" + f", {p}" * bool(p)
 
 
 def _steering(row: xr.Dataset) -> str:

@@ -15,11 +15,13 @@ def sparsity(scores: HeadScores, by: By = "task", seed: int = 0) -> xr.Dataset:
         For each group: `top`, the highest mean PCS (nats/token) and `top_head` that has it;
         `half`, the fewest heads that hold half of the positive scores; `positive` and
         `negative`, heads whose 95 % interval lies above or below 0 (not corrected for the number
-        of heads: 2.5 % of inert heads are expected on each side); `heads`, how many there are;
+        of heads: 2.5 % of inert heads are expected on each side, more with few users); `heads`,
+        how many there are; `units`, the users who are resampled, within one user the examples;
         `nll`, the intact model's mean loss, to hold the scores against.
     """
     scores.need_all_heads("how concentrated scores are")
     table = scores.mean(by, seed=seed)
+    users = scores.data["user"].values
     columns: dict[str, list[object]] = {}
     for name, positions in scores.groups(by).items():
         group = table.sel(group=name)
@@ -34,6 +36,7 @@ def sparsity(scores: HeadScores, by: By = "task", seed: int = 0) -> xr.Dataset:
             "positive": int((group["low"].values > 0).sum()),
             "negative": int((group["high"].values < 0).sum()),
             "heads": int((~np.isnan(mean)).sum()),
+            "units": len(positions if by == "user" else set(users[positions].tolist())),
             "nll": float(scores.data["nll"].values[positions].mean()),
         }
         for key, value in row.items():

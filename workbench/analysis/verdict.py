@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from scipy.stats import t
 
 
 def _span(low: float, high: float, digits: int) -> str:
@@ -44,9 +46,21 @@ def sparsity_lines(table: xr.Dataset) -> list[str]:
             f"{name}: half of the positive score lies in {int(row['half'])} of {heads} heads; the "
             f"highest is {row['top_head'].item()} with {top:.3f} nats per token, "
             f"{top / nll:.0%} of the loss. {int(row['positive'])} intervals lie above 0 and "
-            f"{int(row['negative'])} below, {heads * 0.025:.1f} each expected of inert heads."
+            f"{int(row['negative'])} below, about {heads * _beyond(int(row['units'])):.1f} each "
+            "expected of inert heads."
         )
     return lines
+
+
+def _beyond(units: int) -> float:
+    """How often the 95 % interval from so many users or examples puts an inert head above 0.
+
+    The percentile interval is 1.96 standard errors to a side, and these with n in place of n - 1:
+    of few it is too narrow, and what it leaves out follows Student's t.
+    """
+    if units < 2:
+        return 0.0
+    return float(t.sf(1.96 * np.sqrt((units - 1) / units), units - 1))
 
 
 def noise_lines(means: xr.Dataset) -> list[str]:
@@ -130,11 +144,14 @@ def overlap_line(attrs: dict[str, Any]) -> str:
     )
     if math.isnan(attrs["gap"]):
         return line + ". With one example a user, how far noise alone parts them is unknown."
-    state = "differ beyond noise" if attrs["gap_low"] > 0 else "are not shown to differ"
+    state = (
+        "differ beyond the noise of examples" if attrs["gap_low"] > 0 else "are not shown to differ"
+    )
     return (
         f"{line}. Found from half of the examples each, one user's sets overlap by "
         f"{attrs['same']:.2f} and two users' by {attrs['others']:.2f}: the users' heads {state} "
-        f"({attrs['gap']:+.3f}, {_span(attrs['gap_low'], attrs['gap_high'], 3)})."
+        f"({attrs['gap']:+.3f}, {_span(attrs['gap_low'], attrs['gap_high'], 3)}). Both halves of a "
+        "user stand behind the same profile; with another profile of that user they may differ."
     )
 
 
