@@ -13,7 +13,7 @@ from test_figures import make_scores
 import workbench as wb
 from workbench import tables
 from workbench.analysis import needed, noise, precision, recurrence, stability
-from workbench.analysis.agreement import spearman, spearman_pairs, top_members
+from workbench.analysis.agreement import layer_chance, spearman, spearman_pairs, top_members
 from workbench.data.mixing import with_mixed_profile
 from workbench.data.prompts import PromptSettings
 from workbench.errors import InputError
@@ -82,6 +82,38 @@ def test_subsets_of_noise_agree_with_all_by_construction_and_not_with_another_ha
     # A draw's smaller subset is a part of its larger one.
     assert float(row["jaccard"].sel(count="50", other="100")) > 2 * chance
     assert "not shown to be above chance" in needed.lines(row.expand_dims("group"))[0]
+
+
+def test_chance_in_the_same_layers_is_that_of_drawn_sets():
+    rng = np.random.default_rng(0)
+    first, second, heads = (2, 0, 1), (1, 3, 2), (4, 3, 5)
+
+    def drawn(counts):
+        places = enumerate(zip(counts, heads, strict=True))
+        return {(i, h) for i, (n, of) in places for h in rng.choice(of, n, replace=False).tolist()}
+
+    pairs = [(drawn(first), drawn(second)) for _ in range(4000)]
+    found = [len(a & b) / len(a | b) for a, b in pairs]
+    # The standard error of the mean is about 0.002.
+    assert layer_chance(first, second, heads) == pytest.approx(np.mean(found), abs=0.008)
+    assert layer_chance((2, 0), (0, 2), (3, 3)) == 0
+    assert layer_chance((8,), (8,), (32,)) == pytest.approx(chance_jaccard(8, 32))
+
+
+def test_sets_that_share_a_layer_and_no_head_beyond_luck_are_not_above_chance():
+    pcs = normal(240, 4, 8)
+    pcs[:, 1] += 100
+    users = [f"u{i // 3}" for i in range(240)]
+    table = needed.by_examples(make_scores(pcs, users), 4, draws=40)
+    # Of 8 heads of one layer 4 are taken; all 32 heads would give less.
+    cell = table.sel(group="tag", count="100")
+    assert float(cell["apart_chance"]) == pytest.approx(chance_jaccard(4, 8))
+    assert float(cell["apart_low"]) > table.attrs["chance"]
+    (line,) = needed.lines(table)
+    assert "(random heads in the same layers: 0.36, any: 0.07): not shown to be above" in line
+    found = recurrence.recurrence(make_scores(pcs, users), 4, draws=20)
+    assert float(found["layer_chance"][0]) == pytest.approx(chance_jaccard(4, 8))
+    assert "(random heads in the same layers: 0.36, any: 0.07)" in recurrence.lines(found)[0]
 
 
 def test_two_examples_worked_by_hand():

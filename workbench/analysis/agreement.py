@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,31 @@ def top_members(means: NDArray[np.float64], k: int) -> NDArray[np.float32]:
         [ranking, heads of all layers in a row]. Ties go to the lower layer, then head.
     """
     return highest(means.reshape(len(means), -1), k).astype(np.float32)
+
+
+def by_layer(members: NDArray[np.float32], layers: int) -> list[list[int]]:
+    """How many heads the sets of `top_members` have in each layer, [ranking][layer]."""
+    counts = members.reshape(len(members), layers, -1).sum(axis=2)
+    return [[int(number) for number in row] for row in counts]
+
+
+def layer_chance(first: Sequence[int], second: Sequence[int], heads: Sequence[int]) -> float:
+    """Expected Jaccard overlap of two random sets that have so many heads in each layer.
+
+    The shared count of a layer is hypergeometric, that of all layers the sum of independent ones;
+    the expectation is taken exactly.
+
+    Args:
+        first: Heads of the one set by layer.
+        second: Those of the other.
+        heads: Heads that the layers have; nowhere fewer than a set takes.
+    """
+    shared = np.ones(1)
+    for a, b, total in zip(first, second, heads, strict=True):
+        ways = [comb(a, s) * comb(total - a, b - s) / comb(total, b) for s in range(min(a, b) + 1)]
+        shared = np.convolve(shared, ways)
+    counts = np.arange(len(shared))
+    return float((shared * counts / (sum(first) + sum(second) - counts)).sum())
 
 
 def highest(values: NDArray[np.float64], k: int) -> NDArray[np.bool_]:

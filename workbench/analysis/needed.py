@@ -11,7 +11,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.analysis.agreement import ends, scored_pcs, spearman, top_members
+from workbench.analysis.agreement import (
+    by_layer,
+    ends,
+    layer_chance,
+    scored_pcs,
+    spearman,
+    top_members,
+)
 from workbench.errors import InputError
 from workbench.heads import chance_jaccard, jaccard_of
 from workbench.scores import By, HeadScores
@@ -56,9 +63,10 @@ def by_examples(
         and `spearman` of mean scores, means over draws, NaN where left out; `to_all[group, count]`
         and `apart`, Jaccard overlaps as said above, each with the `_low` and `_high` of 95 % of
         draws, which say how much one draw depends on luck and are no confidence interval;
+        `apart_chance`, the overlap of random heads with as many in each layer as these sets have;
         `drawn_users`, mean number of users in a subset; `examples`, `users` and `left_out`, the
-        counts left out, as text. The attribute `chance` is the overlap of random sets. Ends are
-        NaN with one draw, `apart` where half of the users have too few examples.
+        counts left out, as text. The attribute `chance` is the overlap of random sets of any heads.
+        Ends are         NaN with one draw, `apart` where half of the users have too few examples.
 
     Raises:
         InputError: No head was scored, K is outside the model, or a number is below 1.
@@ -156,8 +164,10 @@ def _drawn(
     fit = [c for c in counts if c < number]
     # Counts rise, so those that fit come first; `all` is the last column whatever fits.
     places = [*range(len(fit)), size - 1]
+    layers = (~np.isnan(group.pcs).all(axis=0)).sum(axis=1).tolist()
     squares = {name: np.full((draws, size, size), np.nan) for name in ("jaccard", "spearman")}
-    rows = {name: np.full((draws, size), np.nan) for name in ("to_all", "apart", "drawn_users")}
+    names = ("to_all", "apart", "apart_chance", "drawn_users")
+    rows = {name: np.full((draws, size), np.nan) for name in names}
     for draw in range(draws):
         order = group.order(np.arange(number), rng)
         means = group.means(order, [*fit, number])
@@ -175,6 +185,10 @@ def _drawn(
             few = top_members(group.means(group.order(first, rng), within), group.k)
             whole = top_members(group.pcs[second].mean(axis=0)[None], group.k)
             rows["apart"][draw, : len(within)] = jaccard_of(few, whole)[:, 0]
+            taken = by_layer(np.concatenate([few, whole]), len(layers))
+            rows["apart_chance"][draw, : len(within)] = [
+                layer_chance(one, taken[-1], layers) for one in taken[:-1]
+            ]
     columns = {name: values.mean(axis=0) for name, values in (squares | rows).items()}
     for name in ("to_all", "apart"):
         low, high = ends(rows[name]) if draws > 1 else (np.full(size, np.nan),) * 2
@@ -214,8 +228,10 @@ def _line(row: xr.Dataset, attrs: Mapping[str, Any]) -> str:
     cell = row.sel(count=apart[-1])
     low, high = float(cell["apart_low"]), float(cell["apart_high"])
     spread = "" if math.isnan(low) else f", {low:.2f} to {high:.2f} in 95 % of draws"
-    shown = "" if low > attrs["chance"] else ": not shown to be above chance"
+    chance = float(cell["apart_chance"])
+    shown = "" if low > chance else ": not shown to be above chance"
     return (
         f"{text}. With the other half of the {units} those from {apart[-1]} overlap by "
-        f"{float(cell['apart']):.2f}{spread} (random sets: {attrs['chance']:.2f}){shown}."
+        f"{float(cell['apart']):.2f}{spread} (random heads in the same layers: {chance:.2f}, "
+        f"any: {attrs['chance']:.2f}){shown}."
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.analysis.agreement import scored_pcs, top_members
+from workbench.analysis.agreement import by_layer, layer_chance, scored_pcs, top_members
 from workbench.errors import InputError
 from workbench.heads import chance_jaccard, jaccard_of, top_k
 from workbench.scores import By, HeadScores
@@ -38,8 +39,9 @@ def recurrence(
         `share[group, layer, head]` of the resamples, NaN where there is no head, and everywhere
         in a group with a single user; `member`, 1 for the heads of the top K of all examples;
         `firm[group]`, how many heads are in at least 95 % of resamples; `overlap`, mean Jaccard
-        of two resamples; `ties`, heads that the tie rule shut out of the top K; `examples` and
-        `users`. The attribute `chance` is the overlap of random sets.
+        of two resamples, and `layer_chance`, that of random heads with as many in each layer;
+        `ties`, heads that the tie rule shut out of the top K; `examples` and
+        `users`. The attribute `chance` is the overlap of random sets of any heads.
 
     Raises:
         InputError: No head was scored, K is outside the model, or there are fewer than two draws.
@@ -91,6 +93,7 @@ def _of_group(
         "member": np.where(exists, top_members(mean[None], k).reshape(mean.shape), np.nan),
         "firm": math.nan,
         "overlap": math.nan,
+        "layer_chance": math.nan,
         "ties": top_k(mean, k).ties,
     }
     means = resampled_means(pcs, units, draws, seed)
@@ -98,11 +101,15 @@ def _of_group(
         return row
     members = top_members(means, k)
     share = members.mean(axis=0, dtype=np.float64).reshape(mean.shape)
+    layers = exists.sum(axis=1).tolist()
+    taken = by_layer(members, len(layers))
     pairs = jaccard_of(members, members)[np.triu_indices(draws, k=1)]
     return row | {
         "share": np.where(exists, share, np.nan),
         "firm": float((share >= FIRM).sum()),
         "overlap": float(pairs.mean()),
+        # Each with the next: all pairs would take long in a large model, and say the same.
+        "layer_chance": float(np.mean([layer_chance(a, b, layers) for a, b in pairwise(taken)])),
     }
 
 
@@ -150,6 +157,7 @@ def lines(table: xr.Dataset) -> list[str]:
             f"{name}: of the top {k} heads {int(row['firm'])} in at least "
             f"{table.attrs['firm_share']:.0%} of resamples of the {unit}s, "
             f"{int((share < 0.5).sum())} in fewer than half; two resamples' sets overlap by "
-            f"{float(row['overlap']):.2f} (random sets: {table.attrs['chance']:.2f}).{tied}"
+            f"{float(row['overlap']):.2f} (random heads in the same layers: "
+            f"{float(row['layer_chance']):.2f}, any: {table.attrs['chance']:.2f}).{tied}"
         )
     return found

@@ -48,7 +48,7 @@ def class_effects(table: xr.Dataset) -> go.Figure:
     """
     tasks = table["task"].values.tolist()
     names = table["cls"].values.tolist()
-    left = width(names, 16) + 34
+    left = width([called(name) for name in names], 16) + 34
     grid = Grid(
         2 * len(tasks), (360, 360), 34 * len(names) + 16, (40, 86), left, 24, bottom=56, top=70
     )
@@ -90,7 +90,7 @@ def class_effects(table: xr.Dataset) -> go.Figure:
     figure.update_yaxes(
         range=[0.6 - len(names), 0.4],
         tickvals=[-i for i in range(len(names))],
-        ticktext=[shorten(name, 16) for name in names],
+        ticktext=[shorten(called(name), 16) for name in names],
     )
     figure.update_xaxes(zeroline=True, zerolinecolor=INK, zerolinewidth=1)
     legend_above(figure, grid, 26)
@@ -104,6 +104,11 @@ def class_effects(table: xr.Dataset) -> go.Figure:
             "filled: the interval leaves 0 out, where the plain model is, and adjusted p ≤ .05",
         ],
     )
+
+
+def called(cls: str) -> str:
+    """A class in words: of the most specific heads none need be shown to be specific."""
+    return "most specific" if cls == "specific" else cls
 
 
 def reach(values: Iterable[np.ndarray]) -> tuple[float, float]:
@@ -142,7 +147,7 @@ def _effects(
         error_x={**whiskers(value, low, high, colour), "width": 0},
         hoverinfo="text",
         hovertext=[
-            f"<b>{escape(cls)}</b> {escape(words)}<br>{interval(mean, a, b, '+.4f')}"
+            f"<b>{escape(called(cls))}</b> {escape(words)}<br>{interval(mean, a, b, '+.4f')}"
             f"<br>{shorten(listed, 80)}"
             for cls, listed, mean, a, b in zip(names, heads, value, low, high, strict=True)
         ],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.errors import InputError
-from workbench.figures.classes import COLOURS, ENDS, SYMBOLS, UNITS, legend_above, reach
+from workbench.figures.classes import COLOURS, ENDS, SYMBOLS, UNITS, called, legend_above, reach
 from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, interval, shorten
 from workbench.figures.template import BODY, INK, PAPER, PLAIN, finish, whiskers
@@ -44,7 +45,10 @@ def coherence(table: xr.Dataset) -> go.Figure:
         )
         room = (LABEL[0] * (across[1] - across[0]) / side, LABEL[1] * (up[1] - up[0]) / HEIGHT)
         taken = [(0.0, 0.0)]
-        traces = [_curve(part.sel(cls=cls), room, taken) for cls in table["cls"].values.tolist()]
+        traces = [
+            _curve(part.sel(cls=cls), room, taken, _under(part, place_of))
+            for place_of, cls in enumerate(table["cls"].values.tolist())
+        ]
         for trace in (*traces, _origin()):
             trace.showlegend = i == 0
             figure.add_trace(trace, **place)
@@ -93,9 +97,18 @@ def _origin() -> go.Scatter:
     )
 
 
+def _under(part: xr.Dataset, index: int) -> bool:
+    """Whether an earlier class has the very points of this one, as the same heads give."""
+    rows = [
+        np.stack([part[n].values[i] for n in ("neutral_nll", "gain")]) for i in range(index + 1)
+    ]
+    return any(np.allclose(row, rows[-1], rtol=0, atol=1e-9) for row in rows[:-1])
+
+
 def _curve(
-    row: xr.Dataset, room: tuple[float, float], taken: list[tuple[float, float]]
+    row: xr.Dataset, room: tuple[float, float], taken: list[tuple[float, float]], over: bool
 ) -> go.Scatter:
+    """The curve of a class; `over` another one it is thin and dashed, so that both are seen."""
     cls = row["cls"].item()
     colour = COLOURS.get(cls, INK)
     gammas = row["gamma"].values.tolist()
@@ -111,17 +124,17 @@ def _curve(
     return go.Scatter(
         x=[0, *cost[0]],
         y=[0, *gain[0]],
-        name=f"{escape(cls)} heads",
+        name=f"{escape(called(cls))} heads",
         legendgroup=escape(cls),
         mode="lines+markers+text",
         text=["", *texts],
         textposition="top right",
         textfont={"size": BODY, "color": INK},
-        line={"color": colour, "width": 2},
+        line={"color": colour, "width": 2, "dash": "dash" if over else "solid"},
         marker={
             "color": [PAPER, *(colour if filled else PAPER for filled in clear)],
             "symbol": SYMBOLS.get(cls, "circle"),
-            "size": [0, *[8] * len(gammas)],
+            "size": [0, *[5 if over else 8] * len(gammas)],
             "opacity": 1,
             "line": {"color": colour, "width": 1.5},
         },
@@ -162,7 +175,7 @@ def _hover(row: xr.Dataset, i: int, gamma: float) -> str:
         return interval(mean, low, high, "+.3f")
 
     return (
-        f"<b>{escape(row['cls'].item())} heads</b>, gamma = {gamma:g}<br>"
+        f"<b>{escape(called(row['cls'].item()))} heads</b>, gamma = {gamma:g}<br>"
         f"change of {escape(row['metric_name'].item())}: {numbers('gain')}<br>"
         f"loss on neutral text: {numbers('neutral_nll')}<br>"
         f"loss on users' text: {numbers('user_nll')}<br>"

@@ -10,7 +10,7 @@ from workbench.figures.grid import Grid
 from workbench.figures.labels import count, escape, fits, missing, shorten, thinned, width
 from workbench.figures.marks import LEGEND, minus, numbers, two_digits
 from workbench.figures.reference import chance_entry, chance_line, first_groups, legend_above, say
-from workbench.figures.template import DPS, PLAIN, centred, finish, shares, whiskers
+from workbench.figures.template import DPS, PLAIN, RANDOM, centred, finish, shares, whiskers
 
 MATRICES = (("jaccard", "Jaccard of the sets"), ("spearman", "Spearman of mean scores"))
 # Overlap with what: column, words, colour and symbol.
@@ -74,7 +74,7 @@ def example_counts(table: xr.Dataset, limit: int = 6) -> go.Figure:
             figure.add_traces(_curves(part, names, row == 0), rows=place["row"], cols=place["col"])
             _count_axis(figure, part, names, table.attrs["chance"], place)
     if ours:
-        figure.add_trace(chance_entry(), **grid.place(2))
+        figure.add_trace(chance_entry("any random heads"), **grid.place(2))
     plain = shares("") | {"showscale": False}
     signs = centred(np.ones(1), "") | {"showscale": False}
     figure.update_layout(
@@ -156,7 +156,24 @@ def _curves(part: xr.Dataset, names: list[str], legend: bool) -> list[go.Scatter
                 ],
             )
         )
-    return traces
+    return [*traces, _layer_chance(part, places, legend)]
+
+
+def _layer_chance(part: xr.Dataset, places: list[int], legend: bool) -> go.Scatter:
+    """What the overlap with the other half is judged by."""
+    values = part["apart_chance"].values[:-1].tolist()
+    name = "random heads in the same layers as these"
+    return go.Scatter(
+        x=places,
+        y=values,
+        name=name,
+        legendgroup="layer_chance",
+        showlegend=legend,
+        mode="lines",
+        line={"color": RANDOM, "width": 2},
+        hoverinfo="text",
+        hovertext=[f"{name}<br><b>{value:.3f}</b>" for value in values],
+    )
 
 
 def _count_axis(
@@ -178,7 +195,7 @@ def _count_axis(
 
 def _count_titles(table: xr.Dataset, ours: bool, note: str) -> tuple[str, list[str]]:
     attrs = table.attrs
-    chance = f"random sets overlap by {attrs['chance']:.3f}"
+    chance = f"random sets of any heads overlap by {attrs['chance']:.3f}"
     if not ours:
         sizes = sorted({int(k) for k in table["k"].values})
         k = " or ".join(map(str, sizes))

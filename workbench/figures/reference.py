@@ -32,10 +32,10 @@ def chance_line(figure: go.Figure, chance: float, place: dict[str, int], horizon
     draw(**{"y" if horizontal else "x": chance}, line=line, **place)
 
 
-def chance_entry() -> go.Scatter:
+def chance_entry(name: str = "random heads") -> go.Scatter:
     """The legend's entry for that line."""
     line = {"color": RANDOM, "width": 2, "dash": "dot"}
-    return go.Scatter(x=[None], y=[None], mode="lines", line=line, name="random heads")
+    return go.Scatter(x=[None], y=[None], mode="lines", line=line, name=name)
 
 
 def say(figure: go.Figure, text: str, place: dict[str, int]) -> None:

@@ -28,8 +28,8 @@ def head_count(table: xr.Dataset) -> go.Figure:
         A row a task. Left: the metric of DPS and of random heads (their mean and each draw)
         against K, with 95 % intervals where there are any, and the plain model as a line with
         its band. A DPS marker is filled where the interval of the paired difference to the plain
-        model leaves 0 out, which intervals side by side don't show. Right: the Jaccard overlap
-        of the sets for each two K.
+        model leaves 0 out, which intervals side by side don't show; each K by itself, uncorrected.
+        Right: the Jaccard overlap of the sets for each two K.
     """
     tasks = table["task"].values.tolist()
     grid = Grid(
@@ -201,14 +201,14 @@ def _titles(table: xr.Dataset) -> tuple[str, list[str]]:
     users = sorted({int(n) for n in table["users"].values})
     who = count(users[0], "user") if len(users) == 1 else f"{users[0]} to {users[-1]} users"
     draws = count(int(attrs["draws"]), "draw")
-    note = (
-        "whiskers, band: 95 % intervals from resampled users; "
-        "filled: the paired interval of DPS minus plain leaves 0 out"
-    )
+    notes = [
+        "whiskers, band: 95 % intervals from resampled users",
+        "filled: the paired interval of DPS minus plain leaves 0 out; each K alone, uncorrected",
+    ]
     if all(np.isnan(table[name].values).all() for name in ("dps_low", "plain_low")):
-        note = "no intervals: there is only one user, and nothing to resample"
+        notes = ["no intervals: there is only one user, and nothing to resample"]
     return f"Performance against the number of heads K, γ = {attrs['gamma']:g}, {who}", [
         f"heads found on {escape(attrs['heads_from'])}; "
         f"random heads: as many in each layer, {draws}",
-        note,
+        *notes,
     ]
