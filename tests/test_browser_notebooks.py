@@ -152,13 +152,14 @@ def complaints(watch):
 def test_a_server_that_never_says_where_it_is_is_ended_and_its_log_shown(tmp_path, monkeypatch):
     # It names an address, and then nothing.
     silent = "import sys, time; print('at http://nowhere', flush=True); "
-    silent += "print('stuck here', file=sys.stderr, flush=True); time.sleep(300)"
+    silent += "print('stuck here', file=sys.stderr, flush=True); time.sleep(60); print('by itself')"
     monkeypatch.setattr(labserver, "LAB", silent)
     monkeypatch.setattr(labserver, "START", 3)
     before = {child.pid for child in psutil.Process().children()}
     with (
-        pytest.raises(AssertionError, match=r"did not start:(?s:.*)stuck here"),
+        pytest.raises(AssertionError, match=r"did not start:(?s:.*)stuck here") as ended,
         labserver.running(tmp_path),
     ):
         pass
+    assert "by itself" not in str(ended.value)
     assert {child.pid for child in psutil.Process().children()} <= before
