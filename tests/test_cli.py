@@ -171,7 +171,7 @@ def test_probe_of_another_version_is_refused(probed, tmp_path):
     folder, _ = probed
     shutil.copytree(folder / "run", tmp_path / "run")
     path = tmp_path / "run/summary.json"
-    path.write_text(path.read_text().replace("workbench.probe/2", "workbench.probe/99"))
+    path.write_text(path.read_text().replace("workbench.probe/3", "workbench.probe/99"))
     done = run("figures", "run", cwd=tmp_path, code=2)
     assert "probe/99', written by a newer version" in done.stderr
 

@@ -14,7 +14,7 @@ from workbench import runs, tables
 from workbench.errors import InputError
 from workbench.scores import HeadScores
 
-FORMAT = "workbench.probe/2"
+FORMAT = "workbench.probe/3"
 SUMMARY = "summary.json"
 ATTENTION = "attention.json"
 TABLES = "tables"
