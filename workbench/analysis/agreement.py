@@ -54,7 +54,7 @@ def top_members(means: NDArray[np.float64], k: int) -> NDArray[np.float32]:
 
 
 def by_layer(members: NDArray[np.float32], layers: int) -> list[list[int]]:
-    """How many heads the sets of `top_members` have in each layer, [ranking][layer]."""
+    """How many heads the sets of `top_members` have in each layer: a list a ranking."""
     counts = members.reshape(len(members), layers, -1).sum(axis=2)
     return [[int(number) for number in row] for row in counts]
 
