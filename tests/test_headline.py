@@ -51,6 +51,7 @@ def classes(user, nobody, p=0.01, random=None, less=None, less_p=0.01):
     return xr.Dataset(
         {name: (("task", "cls"), [values]) for name, values in data.items()},
         coords={"task": ["t"], "cls": ["preference", "random"][:number]},
+        attrs={"draws": 5},
     )
 
 
@@ -159,15 +160,17 @@ def test_the_top_heads_are_judged_by_their_paired_difference_to_random_heads(les
     # Side by side both rise, whatever the difference says.
     found = classes(UP, UP, random=(0.2, 0.6), less=less, less_p=p)
     line = headline({"specificity": specificity([1], [True]), "classes": found}, 8)[1]
-    assert line.count("same layers by +0.400 (+0.200 to +0.600): ") == line.count(told) == 2
-    assert line.endswith("Whether the two texts lose unlike amounts is not tested.")
+    assert (
+        line.count("same layers it changes by +0.400 (+0.200 to +0.600): ") == line.count(told) == 2
+    )
+    assert line.endswith("whether the two texts lose unlike amounts is not tested.")
 
 
 def test_without_a_test_or_without_random_heads_that_is_said():
     for found, told in (
         (
             classes(UP, BOTH, random=UP),
-            "layers by +0.200 (+0.100 to +0.300), the difference not",
+            "layers it changes by +0.200 (+0.100 to +0.300), the difference not",
         ),
         (classes(UP, BOTH, random=UP, less=NONE), ", the difference not tested"),
         (classes(UP, BOTH), "Random heads were not removed: the same may be true of any heads."),

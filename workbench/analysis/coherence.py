@@ -364,7 +364,7 @@ def lines(table: xr.Dataset) -> list[str]:
 
 def _none(row: xr.Dataset, name: str, alpha: float, what: str) -> str:
     p = unnamed(row, name, alpha)
-    return f"no {what} shown at any gamma" + f" ({p} or more)" * bool(p)
+    return f"no {what} shown at any gamma" + f" (smallest {p})" * bool(p)
 
 
 def _shown(row: xr.Dataset, name: str, alpha: float, words: tuple[str, str]) -> str:

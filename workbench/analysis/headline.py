@@ -114,7 +114,10 @@ def _elsewhere(found: xr.Dataset) -> str:
         random = found.sel(cls=RANDOM)
         users += _beside_random(row, random, "user_loss")
         nobody += _beside_random(row, random, "neutral_loss")
-        end = "Whether the two texts lose unlike amounts is not tested."
+        end = (
+            f"Random is the mean over {found.attrs['draws']} sets, whose own spread the intervals "
+            "leave out; whether the two texts lose unlike amounts is not tested."
+        )
     else:
         end = "Random heads were not removed: the same may be true of any heads."
     return (
@@ -133,7 +136,7 @@ def _loss(row: xr.Dataset, name: str) -> str:
 
 def _beside_random(row: xr.Dataset, random: xr.Dataset, name: str) -> str:
     """The same of random heads, and whether the top heads do more: by the paired difference."""
-    text = f"; without random heads in the same layers by {_value(random, name)}"
+    text = f"; without random heads of the same layers it changes by {_value(random, name)}"
     less = f"{name}_less_random"
     if less not in row or math.isnan(float(row[f"{less}_low"])):
         return f"{text}, the difference not tested"

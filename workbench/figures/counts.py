@@ -74,7 +74,7 @@ def example_counts(table: xr.Dataset, limit: int = 6) -> go.Figure:
             figure.add_traces(_curves(part, names, row == 0), rows=place["row"], cols=place["col"])
             _count_axis(figure, part, names, table.attrs["chance"], place)
     if ours:
-        figure.add_trace(chance_entry("any random heads"), **grid.place(2))
+        figure.add_trace(chance_entry("random, any"), **grid.place(2))
     plain = shares("") | {"showscale": False}
     signs = centred(np.ones(1), "") | {"showscale": False}
     figure.update_layout(
@@ -162,7 +162,7 @@ def _curves(part: xr.Dataset, names: list[str], legend: bool) -> list[go.Scatter
 def _layer_chance(part: xr.Dataset, places: list[int], legend: bool) -> go.Scatter:
     """What the overlap with the other half is judged by."""
     values = part["apart_chance"].values[:-1].tolist()
-    name = "random heads in the same layers as these"
+    name = "random, same layers"
     return go.Scatter(
         x=places,
         y=values,
