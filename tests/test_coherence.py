@@ -19,6 +19,7 @@ from workbench.data.prompts import build_prompts
 from workbench.data.sources import load_examples
 from workbench.errors import InputError
 from workbench.evaluation.metrics import get_metric
+from workbench.figures.coherence import coherence as draw
 from workbench.heads import HeadSet
 from workbench.models import heads_per_layer
 from workbench.steering.contrast import DPS
@@ -275,6 +276,17 @@ def test_the_most_specific_heads_are_called_so():
     nothing = (0.1, -0.1, 0.2, 0.001)
     row = by_hand([nothing] * 2, [nothing] * 2).assign_coords(cls=["specific"])
     assert module.lines(row)[0].startswith("tag, steered with most specific heads: accuracy: no e")
+
+
+def test_a_class_that_lies_upon_another_is_dashed_so_that_both_are_seen(table):
+    pair = [table.isel(cls=[0]).assign_coords(cls=[cls]) for cls in ("preference", "specific")]
+    drawn = draw(xr.concat([*pair, table.sel(cls=["random"])], "cls", data_vars="minimal")).data
+    dashes = {trace.name: trace.line.dash for trace in drawn if trace.line.dash}
+    assert dashes == {
+        "preference heads": "solid",
+        "most specific heads": "dash",
+        "random heads": "solid",
+    }
 
 
 def test_bad_input_is_refused_before_any_pass(testbed_model, examples):
