@@ -201,14 +201,14 @@ def _titles(table: xr.Dataset) -> tuple[str, list[str]]:
     users = sorted({int(n) for n in table["users"].values})
     who = count(users[0], "user") if len(users) == 1 else f"{users[0]} to {users[-1]} users"
     draws = count(int(attrs["draws"]), "draw")
-    notes = [
-        "whiskers, band: 95 % intervals from resampled users",
-        "filled: the paired interval of DPS minus plain leaves 0 out; each K alone, uncorrected",
-    ]
+    note = (
+        "whiskers, band: 95 % intervals of users; filled: the paired one of DPS minus plain leaves "
+        "0 out, each K alone, uncorrected"
+    )
     if all(np.isnan(table[name].values).all() for name in ("dps_low", "plain_low")):
-        notes = ["no intervals: there is only one user, and nothing to resample"]
+        note = "no intervals: there is only one user, and nothing to resample"
     return f"Performance against the number of heads K, γ = {attrs['gamma']:g}, {who}", [
         f"heads found on {escape(attrs['heads_from'])}; "
         f"random heads: as many in each layer, {draws}",
-        *notes,
+        note,
     ]
